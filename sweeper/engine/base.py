@@ -1,0 +1,92 @@
+"""What an engine is given, and how an executor drives it.
+
+One engine lives on one device and trains the trials in its slots; an executor (in process, or inside a Ray actor) calls it
+from one thread:
+
+    while engine.available() and (trial := source.next_trial()) is a TrialSpec: engine.admit(trial)
+    for event in engine.step(): ...            # a bounded piece of work: one micro-step or a part of an evaluation
+    for ended in engine.decide(decision): ...  # the answers
+
+Does not know: who drives it, what a study is, where the depot keeps its files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sweeper.records import Decision, Outcome, Report, TrialSpec
+from sweeper.spec.models import EvaluateSpec, TrainingSpec
+
+
+@dataclass(frozen=True)
+class EngineSetup:
+    """Everything that a study's engines have in common; picklable, and free of the driver's home."""
+
+    study: str
+    model: str  # local folder (safetensors) or hub id
+    revision: str | None
+    trust_remote_code: bool
+    train: Path  # folder of a TokenSet
+    validation: Path
+    training: TrainingSpec  # resolved: dtype fp32 or bf16, max_length and chunk_tokens are numbers
+    evaluate: EvaluateSpec
+    metrics: tuple[str, ...]  # names from spec.metrics or package.module:function; all are computed at every evaluation
+    objective: str  # the first metric of the objective; for at: best
+    maximize: bool
+    at: str  # last or best
+    checkpoint_seconds: float
+    full_examples: int  # the study's largest budget, for the evaluation rows' share
+    slots: int = 1
+    threads: int = 1
+    device: str = "cpu"
+    worker: str = "local"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial left its slot."""
+
+    trial: int
+    outcome: Outcome
+
+
+Event = Report | Ended
+
+
+class Engine(Protocol):
+    """One device's trials. Not thread-safe."""
+
+    def available(self) -> int:
+        """Free slots."""
+        ...
+
+    def admit(self, trial: TrialSpec) -> None:
+        """Puts a trial into a free slot; from its checkpoint where it has one. Raises TrialError if it cannot be started."""
+        ...
+
+    def trials(self) -> list[int]:
+        """Numbers of the trials in slots, parked ones included."""
+        ...
+
+    def step(self) -> list[Event]:
+        """Does one bounded piece of work (one micro-step, or at most about 2 s of an evaluation) and says what came of it.
+
+        A PROGRESS report of each trial comes at least every 2 s or every piece, whichever is longer. After a RUNG report the
+        trial is parked until `decide` is called for it. With all trials parked, or no trial, it returns [] at once.
+        A trial that fails by itself (NaN, exploding loss) is an Ended with FAILED; nothing that a trial does raises here.
+        """
+        ...
+
+    def decide(self, decision: Decision) -> list[Ended]:
+        """Carries out CONTINUE (un-parks), STOP (ends PRUNED), PAUSE (checkpoint, ends PAUSED) or LATER (stays parked)."""
+        ...
+
+    def preempt(self) -> list[Ended]:
+        """Checkpoints every trial and frees all slots; they end PREEMPTED with their checkpoint."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of the model and its memory."""
+        ...
