@@ -2,8 +2,9 @@
 
 One writer per sweep, the driver, fed from the ledger's outbox in order; every call may come twice after a crash and must
 then change nothing (`log` carries each metric's own time, so that a metric sent twice is stored once).
-Statuses: COMPLETE and PRUNED -> finished with tag `sweeper.state`, FAIL -> failed, paused or interrupted -> running.
-Does not know: the study database, Ray, torch.
+Statuses: COMPLETE and PRUNED -> finished with tag `sweeper.state`, FAIL -> failed, stopped by a person -> killed, paused or
+interrupted -> running until the sweep ends.
+Does not know: the study database, Ray, torch. Cost: that of the store behind it; no call is made from the training loop.
 """
 
 from __future__ import annotations
@@ -13,7 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from sweeper.errors import SweeperError
 from sweeper.records import ParamValue, TrialState
+
+TAG_STUDY = "sweeper.study"
+TAG_SWEEP = "sweeper.sweep"
+"""Names one sweep for ever, also where two homes hold a study of the same name: a run is found again by it after a crash."""
+TAG_TRIAL = "sweeper.trial"
+TAG_STATE = "sweeper.state"
+TAG_REASON = "sweeper.reason"
+TAG_RUNG = "sweeper.rung"
+TAG_WINNER = "sweeper.winner"
+"""On a trial's run `true` or `false`, on the sweep's own run the number of the winner."""
+
+BY_PERSON = "stopped by a person"
+"""A trial whose reason begins with this is shown as killed."""
+
+
+class TrackerRefusedError(SweeperError):
+    """The tracker will never take this call (a deleted run, a value it does not allow): trying again is of no use."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +49,33 @@ class Tracker(Protocol):
     """Where results are shown. A run is named by the string that `start_sweep` or `start_trial` returned."""
 
     kind: str
+    key: str  # the store, short and without secrets: names the outbox's cursor, so that a new store is told everything
 
-    def start_sweep(self, study: str, spec: Mapping[str, object], tags: Mapping[str, str], run: str | None = None) -> str:
-        """Starts the sweep's own run, or goes on with `run`; returns its id. `spec` has its secrets masked."""
+    def start_sweep(
+        self,
+        study: str,
+        spec: Mapping[str, object],
+        tags: Mapping[str, str],
+        run: str | None = None,
+        time_ms: int | None = None,
+    ) -> str:
+        """Starts the sweep's own run, or goes on with `run`; returns its id. `spec` has its secrets masked.
+
+        Without `run`, a run of the same study and `sweeper.sweep` tag is gone on with; a `run` the store has lost is begun anew.
+        `time_ms` is when it happened (Unix milliseconds), where the tracker can show it; default: now.
+        """
         ...
 
     def start_trial(
-        self, sweep: str, number: int, params: Mapping[str, ParamValue], tags: Mapping[str, str], run: str | None = None
+        self,
+        sweep: str,
+        number: int,
+        params: Mapping[str, ParamValue],
+        tags: Mapping[str, str],
+        run: str | None = None,
+        time_ms: int | None = None,
     ) -> str:
-        """Starts the run of a trial below `sweep`, or goes on with `run`; returns its id."""
+        """Starts the run of a trial below `sweep`, or goes on with `run` or the one of that number; returns its id."""
         ...
 
     def log(self, run: str, metrics: Sequence[Metric]) -> None:
@@ -65,12 +102,16 @@ class Tracker(Protocol):
         """Registers the run's artifact folder as a model version; returns `name/version`, or `` where there is no registry."""
         ...
 
-    def end_trial(self, run: str, state: TrialState, reason: str = "") -> None:
+    def mark_winner(self, sweep: str, run: str, number: int, params: Mapping[str, ParamValue], metrics: Sequence[Metric]) -> None:
+        """Marks the trial's run as the winner, and unmarks another; number, params and metrics stand on the sweep's run too."""
+        ...
+
+    def end_trial(self, run: str, state: TrialState, reason: str = "", time_ms: int | None = None) -> None:
         """Ends the run of a trial (a PAUSED or WAITING one stays running), with its state and reason as tags."""
         ...
 
-    def end_sweep(self, run: str, finished: bool, reason: str = "") -> None:
-        """Ends the sweep's own run; `finished` is False where it was interrupted and will go on."""
+    def end_sweep(self, run: str, finished: bool, reason: str = "", time_ms: int | None = None) -> None:
+        """Ends the sweep's own run, and runs of trials still open; `finished` is False where it was interrupted and will go on."""
         ...
 
     def url(self, run: str) -> str:
