@@ -114,6 +114,10 @@ class Tracker(Protocol):
         """Ends the sweep's own run, and runs of trials still open; `finished` is False where it was interrupted and will go on."""
         ...
 
+    def knows(self, run: str) -> bool:
+        """Whether the store still holds the run; where not (a store that was deleted), the outbox tells everything again."""
+        ...
+
     def url(self, run: str) -> str:
         """Where a person looks at the run."""
         ...

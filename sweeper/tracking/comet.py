@@ -129,6 +129,9 @@ class CometTracker:
         self.set_tags(run, {TAG_STATE: "finished" if finished else "interrupted", TAG_REASON: reason})
         self.close()
 
+    def knows(self, run: str) -> bool:
+        return self._journals.known(run)
+
     def url(self, run: str) -> str:
         return "https://www.comet.com" if self.online else str(self.archive(run))
 

@@ -144,6 +144,9 @@ class MemoryTracker:
             for trial in self.trials(run).values():
                 trial.status = "killed" if trial.status == "running" else trial.status
 
+    def knows(self, run: str) -> bool:
+        return run in self.runs
+
     def url(self, run: str) -> str:
         return f"memory:{run}"
 

@@ -185,6 +185,10 @@ class MlflowTracker:
                 self._end(child.info.run_id, "KILLED", time_ms)
             self._end(run, "FINISHED", time_ms)
 
+    def knows(self, run: str) -> bool:
+        with self._told():
+            return self._existing(run) is not None
+
     def url(self, run: str) -> str:
         if self.uri.startswith(("http://", "https://")):
             return f"{mask(self.uri).rstrip('/')}/#/experiments/{self._experiment}/runs/{run}"

@@ -139,6 +139,9 @@ class TensorboardTracker:
         self.set_tags(run, {TAG_STATE: "finished" if finished else "interrupted", TAG_REASON: reason})
         self._let_go(run)
 
+    def knows(self, run: str) -> bool:
+        return (self.folder / run).is_dir()
+
     def url(self, run: str) -> str:
         return str(self.folder / run)
 

@@ -130,6 +130,9 @@ class WandbTracker:
                 self._finish(other)
         self._finish(run)
 
+    def knows(self, run: str) -> bool:
+        return self._journals.known(run)
+
     def url(self, run: str) -> str:
         opened = self._open.get(run)
         return str(opened.url) if self.online and opened is not None else str(self.folder / "wandb")
