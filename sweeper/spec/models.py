@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sweeper.spec.space import Dimension, Strict, Value, dimension_from_yaml
+from sweeper.spec.space import SEARCHABLE, Dimension, Strict, Value, dimension_from_yaml
 
 
 class ModelSpec(Strict):
@@ -80,15 +80,24 @@ class DataSpec(Strict):
     task: Literal["classify", "instruct", "text", "chat"]
     columns: Columns = Columns()
     template: str | None = Field(
-        None, description="prompt with column names in braces, e.g. 'Review: {text}\\nSentiment:'; special tokens as the tokenizer's"
+        None,
+        description="prompt with column names in braces, e.g. 'Review: {text}\\nSentiment:'; special tokens as the tokenizer's",
     )
-    chat_template: bool = Field(False, description="wrap the prompt as a user turn of the tokenizer's chat template (classify, instruct)")
+    chat_template: bool = Field(
+        False, description="wrap the prompt as a user turn of the tokenizer's chat template (classify, instruct)"
+    )
     labels: dict[str, str] | list[str] | None = Field(
-        None, description="classify: the labels, or value of the label column -> the words the model is to answer; default: as found"
+        None,
+        description="classify: the labels, or value of the label column -> the words the model is to answer; default: as found",
     )
     too_long: Literal["refuse", "cut", "drop"] = Field("refuse", description="rows over training.max_length; always counted")
     split: SplitSpec = SplitSpec()
     limit: LimitSpec = LimitSpec()
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _numbers_as_text(cls, raw: Any) -> Any:
+        return [str(label) if type(label) is int else label for label in raw] if isinstance(raw, list) else raw
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSpec:
@@ -192,7 +201,7 @@ class ObjectiveSpec(Strict):
     metric: str | list[str] = "auto"
     direction: Literal["auto", "minimize", "maximize"] | list[Literal["minimize", "maximize"]] = "auto"
     at: Literal["last", "best"] = "last"
-    constraints: dict[str, Bound] = {}
+    constraints: dict[str, Bound] = Field(default={}, description="metric -> bound; a trial outside is not chosen")
 
     @property
     def metrics(self) -> list[str]:
@@ -228,7 +237,9 @@ class ExecutorSpec(Strict):
     cpus: float = Field(1, gt=0, description="CPU cores per trial")
     gpus: float | None = Field(None, ge=0, description="GPUs per trial, fractions allowed; default: 1 where there is any, else 0")
     address: str | None = Field(None, description="Ray cluster to join, e.g. auto or ray://host:10001; default: a local one")
-    storage_path: str | None = Field(None, description="folder or URL (fsspec) that driver and workers both open; default: through Ray")
+    storage_path: str | None = Field(
+        None, description="folder or URL (fsspec) that driver and workers both open; default: through Ray"
+    )
 
 
 class TrackerSpec(Strict):
@@ -248,7 +259,7 @@ class SweepSpec(Strict):
     model: ModelSpec
     data: DataSpec
     training: TrainingSpec = TrainingSpec()
-    space: dict[str, Dimension] = {}
+    space: dict[str, Dimension] = Field(default={}, description="searchable key of training -> range or list of values")
     search: SearchSpec = SearchSpec()
     objective: ObjectiveSpec = ObjectiveSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
@@ -256,7 +267,7 @@ class SweepSpec(Strict):
     groups: dict[str, Any] = Field(default={}, description="columns or term lists whose members results are compared between")
     acceptance: dict[str, Any] = Field(default={}, description="criteria the winner must meet, fixed before trial 0")
     executor: ExecutorSpec = ExecutorSpec()
-    tracking: list[TrackerSpec] = [TrackerSpec()]
+    tracking: list[TrackerSpec] = Field(default=[TrackerSpec()], description="where results are shown; [] for nowhere")
     storage: str | None = Field(None, description="SQLAlchemy URL of the study database; default: study.db in the home")
 
     @field_validator("model", mode="before")
@@ -267,7 +278,9 @@ class SweepSpec(Strict):
     @field_validator("space", mode="before")
     @classmethod
     def _short_dimensions(cls, raw: Any) -> Any:
-        return {key: dimension_from_yaml(value) for key, value in raw.items()} if isinstance(raw, dict) else raw
+        if not isinstance(raw, dict):
+            return raw
+        return {key: dimension_from_yaml(value, SEARCHABLE.get(key)) for key, value in raw.items()}
 
     @field_validator("tracking", mode="before")
     @classmethod
@@ -282,7 +295,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 def seconds(duration: str | float) -> float:
     """Seconds of `90`, `90s`, `30m`, `2h` or `1d`. Raises ValueError for anything else, or for nothing above 0."""
     text = str(duration).strip().lower()
-    unit = _UNITS.get(text[-1:], None)
+    unit = _UNITS.get(text[-1:])
     try:
         value = float(text[:-1]) * unit if unit is not None else float(text)
     except ValueError:

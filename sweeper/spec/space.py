@@ -6,7 +6,7 @@ Knows nothing of Optuna: `study/space.py` turns a `Dimension` into a distributio
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -32,9 +32,23 @@ SEARCHABLE: dict[str, str] = {
 
 
 class Strict(BaseModel):
-    """Base of every section of a spec: frozen, unknown keys refused."""
+    """Base of every section of a spec: frozen; unknown keys, infinite numbers and switches in place of numbers are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, raw: Any) -> Any:
+        # Python counts true as 1, and so does pydantic: `batch_size: true` must not train with batches of one row.
+        if not isinstance(raw, dict):
+            return raw
+        fields = {field.alias or name: field for name, field in cls.model_fields.items()}
+        return {
+            key: str(value).lower()
+            if isinstance(value, bool) and key in fields and not _takes_bool(fields[key].annotation)
+            else value
+            for key, value in raw.items()
+        }
 
 
 class Conditional(Strict):
@@ -94,6 +108,26 @@ class ValuesDimension(Conditional):
 Dimension = Annotated[FloatDimension | IntDimension | ValuesDimension, Field(discriminator="type")]
 
 
+def contains(dimension: Dimension, value: Value) -> bool:
+    """Whether a trial may be given `value` for this dimension: of its type, within its bounds, and on its steps."""
+    if isinstance(dimension, ValuesDimension):
+        return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in dimension.values)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    if isinstance(dimension, IntDimension) and value != int(value):
+        return False
+    if not dimension.low <= value <= dimension.high:
+        return False
+    if dimension.step is None:
+        return True
+    steps = (value - dimension.low) / dimension.step
+    return abs(steps - round(steps)) < 1e-9 * max(1.0, steps)
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation is bool or annotation is Any or any(_takes_bool(part) for part in get_args(annotation))
+
+
 def _check_range(low: float, high: float, log: bool, step: float | None) -> None:
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"low is {low} and high is {high}, but both must be finite numbers")
@@ -105,8 +139,12 @@ def _check_range(low: float, high: float, log: bool, step: float | None) -> None
         raise ValueError("log and step cannot stand together; drop one, or list the points under values")
 
 
-def dimension_from_yaml(raw: Any) -> Any:
-    """Fills in `type` where the shape says it: a bare list or `values:` is values, low and high are float unless both are ints."""
+def dimension_from_yaml(raw: Any, kind: str | None = None) -> Any:
+    """Fills in `type` where the shape says it: a bare list or `values:` is values, low and high are a range.
+
+    `kind` is the type of the key's values (see SEARCHABLE): whole bounds of a float key are still a real interval, so that
+    `dropout: {low: 0, high: 0.5}` and `epochs: {low: 1, high: 3}` mean what they say. Without it two ints make an int range.
+    """
     if isinstance(raw, list):
         return {"type": "values", "values": raw}
     if isinstance(raw, dict) and "type" not in raw:
@@ -114,5 +152,5 @@ def dimension_from_yaml(raw: Any) -> Any:
             return {**raw, "type": "values"}
         low, high = raw.get("low"), raw.get("high")
         whole = all(isinstance(x, int) and not isinstance(x, bool) for x in (low, high))
-        return {**raw, "type": "int" if whole else "float"}
+        return {**raw, "type": "int" if whole and kind != "float" else "float"}
     return raw
