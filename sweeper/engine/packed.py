@@ -1,0 +1,167 @@
+"""A transformers model computed without padding: rows of several trials in one pass.
+
+The model's own layers do the arithmetic; only its attention is replaced (`attention.py`), its linear layers may be
+(`lora.py`), and its head is never called (`head.py`). What a trial reads from it (losses, label scores, decoded tokens) is here;
+what it trains is in `lora_net.py` and `full.py`.
+Does not know optimizers or budgets. Cost: the model's forward pass, and no logits where no label is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sweeper.data.tokens import TokenRow
+from sweeper.engine.attention import NAME, RowCache, attach
+from sweeper.engine.head import best_tokens, head_losses, target_log_probs
+from sweeper.engine.layout import Current, Layout, Part, RowInput, build
+from sweeper.engine.model import load_model
+
+LabelIds = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of one trial to train on. The loss is the sum over target tokens times `weight` (one over the batch's targets)."""
+
+    slot: int
+    rows: Sequence[TokenRow]
+    weight: float
+    smoothing: float
+    seed: int  # of the dropout masks
+
+
+class PackedModel:
+    """The base model with its attention replaced. Raises ModelError if it cannot be loaded."""
+
+    def __init__(self, folder: str, dtype: str, device: str, trust_remote_code: bool, checkpointing: bool) -> None:
+        self.model: Any = load_model(folder, dtype, NAME, device, trust_remote_code)
+        self.device = device
+        self.current = Current()
+        attach(self.model, self.current)
+        self._backbone = self.model.base_model
+        self._checkpointing = checkpointing
+        if checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    @property
+    def head(self) -> Tensor:
+        """The head's weight [V, d]."""
+        weight: Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    def train(self, chunks: Sequence[Chunk], dropout: bool) -> list[float]:
+        """Forward and backward of `chunks` together; returns each chunk's weighted loss. Gradients are added where they belong.
+
+        Losses are summed over trials, never averaged, so that no gradient depends on a neighbour. `dropout` switches the
+        model's own dropout on.
+        """
+        layout = build([Part(c.slot, [RowInput(r.ids) for r in c.rows], c.seed) for c in chunks], self.device)
+        places, targets, counts = _targets(layout, [row for chunk in chunks for row in chunk.rows])
+        per_chunk = _sums(counts, [len(chunk.rows) for chunk in chunks])
+        scale, smoothing = (
+            torch.repeat_interleave(torch.tensor(x, device=self.device), torch.tensor(per_chunk, device=self.device))
+            for x in ([c.weight for c in chunks], [c.smoothing for c in chunks])
+        )
+        self.model.train(dropout or self._checkpointing)
+        self.current.layout = layout
+        try:
+            hidden = self._hidden(layout)[places.to(self.device)]
+            losses = head_losses(hidden, self.head, targets.to(self.device), scale, smoothing)
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+        finally:
+            self.current.layout = None
+        return [float(part.double().sum().item()) for part in torch.split(losses.detach(), per_chunk)]
+
+    @torch.no_grad()
+    def losses(self, slot: int, rows: Sequence[TokenRow]) -> list[tuple[float, int]]:
+        """Summed -log p over the target tokens, and their number, of each row."""
+        layout = build([Part(slot, [RowInput(row.ids) for row in rows])], self.device)
+        places, targets, counts = _targets(layout, rows)
+        values = target_log_probs(self._read(layout)[places.to(self.device)], self.head, targets.to(self.device))
+        return [(-float(part.double().sum().item()), len(part)) for part in torch.split(values, counts)]
+
+    @torch.no_grad()
+    def score(self, slot: int, prompts: Sequence[npt.NDArray[np.int32]], labels: LabelIds) -> npt.NDArray[np.float32]:
+        """Sum of log p(label token | prompt, earlier label tokens) of every label, float32 [rows, labels].
+
+        `labels` end with the end token; without it a label that begins another would always win. Each prompt is read once,
+        with one branch per label: all its tokens but the last, whose own prediction is not asked.
+        """
+        tails = np.concatenate([np.asarray(label[:-1], np.int32) for label in labels]).astype(np.int32)
+        branches = tuple(len(label) - 1 for label in labels)
+        inputs = [RowInput(np.concatenate([prompt, tails]), branches if sum(branches) else ()) for prompt in prompts]
+        layout = build([Part(slot, inputs)], self.device)
+        places: list[int] = []
+        for start, prompt in zip(layout.starts, prompts, strict=True):
+            stem = start + len(prompt)
+            at = stem
+            for length in branches:
+                places += [stem - 1, *range(at, at + length)]
+                at += length
+        targets = torch.tensor([token for _ in prompts for label in labels for token in label], device=self.device)
+        index = torch.tensor(places, device=self.device)
+        values = target_log_probs(self._read(layout)[index], self.head, targets).double()
+        sums = [float(part.sum().item()) for part in torch.split(values, [len(label) for _ in prompts for label in labels])]
+        return np.array(sums, np.float32).reshape(len(prompts), len(labels))
+
+    @torch.no_grad()
+    def decode(
+        self, slot: int, prompts: Sequence[npt.NDArray[np.int32]], max_new_tokens: int, end_id: int | None
+    ) -> list[list[int]]:
+        """Greedy continuation of each prompt: at most `max_new_tokens` tokens, ending before `end_id`."""
+        cache = RowCache([len(prompt) + max_new_tokens for prompt in prompts])
+        out: list[list[int]] = [[] for _ in prompts]
+        inputs = [RowInput(prompt) for prompt in prompts]
+        for step in range(max_new_tokens):
+            layout = build([Part(slot, inputs)], self.device, cache)
+            ends = [start + len(row.ids) - 1 for start, row in zip(layout.starts, inputs, strict=True)]
+            chosen = best_tokens(self._read(layout)[torch.tensor(ends, device=self.device)], self.head).tolist()
+            cache.advance([len(row.ids) for row in inputs])
+            going = [(row, token) for row, token in zip(cache.active, chosen, strict=True) if token != end_id]
+            for row, token in going:
+                out[row].append(token)
+            if not going or step == max_new_tokens - 1:
+                break
+            cache.active = [row for row, _ in going]
+            inputs = [RowInput(np.array([token], np.int32), start=cache.lengths[row]) for row, token in going]
+        return out
+
+    def _read(self, layout: Layout) -> Tensor:
+        """Hidden states [T, d] in eval mode."""
+        self.model.eval()
+        self.current.layout = layout
+        try:
+            return self._hidden(layout)
+        finally:
+            self.current.layout = None
+
+    def _hidden(self, layout: Layout) -> Tensor:
+        """Last hidden states [T, d]."""
+        out = self._backbone(input_ids=layout.ids[None], position_ids=layout.positions[None], use_cache=False)
+        hidden: Tensor = out.last_hidden_state[0]
+        return hidden
+
+
+def _targets(layout: Layout, rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor, list[int]]:
+    """Places in the layout whose hidden state predicts a target, the targets (both int64 [n]), and how many each row has."""
+    places: list[npt.NDArray[np.int64]] = []
+    targets: list[npt.NDArray[np.int32]] = []
+    for start, row in zip(layout.starts, rows, strict=True):
+        before = np.flatnonzero(row.target[1:])
+        places.append(before + start)
+        targets.append(row.ids[before + 1])
+    index = torch.from_numpy(np.concatenate(places).astype(np.int64))
+    return index, torch.from_numpy(np.concatenate(targets).astype(np.int64)), [len(p) for p in places]
+
+
+def _sums(counts: Sequence[int], groups: Sequence[int]) -> list[int]:
+    """Sums of `counts` over neighbouring groups of the given sizes."""
+    ends = np.cumsum(groups)
+    return [int(sum(counts[end - size : end])) for end, size in zip(ends, groups, strict=True)]
