@@ -1,0 +1,141 @@
+"""Many trials' LoRA adapters on one frozen base: the packed net.
+
+A slot's adapter is a flat fp32 row (`optimizer.Row`) whose views stand as A [r, in] and B [out, r] in the target layers; with a
+bf16 base the layers read a bf16 copy, refreshed after each step. Trials may differ in rank, alpha, targets and dropout.
+Memory: a slot takes 16 bytes a trainable number, and 2 more with a bf16 base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sweeper.data.tokens import TokenRow
+from sweeper.engine.base import EngineSetup
+from sweeper.engine.export import adapter_files
+from sweeper.engine.frozen import freeze
+from sweeper.engine.lora import Adapter, LoraLinear, dropout_level, initial_bound
+from sweeper.engine.model import linear_names
+from sweeper.engine.optimizer import Row, views
+from sweeper.engine.packed import Chunk, LabelIds, PackedModel
+from sweeper.engine.params import Params
+from sweeper.engine.seeds import mix
+from sweeper.engine.targets import resolve_targets
+
+
+@dataclass(frozen=True)
+class _Placed:
+    params: Params
+    paths: tuple[str, ...]
+    row: Row
+    work: Tensor  # what the layers read [P]: the row's weights, or their copy in the base's dtype
+
+
+class LoraNet:
+    """Implements `net.Net` with any number of slots."""
+
+    def __init__(self, setup: EngineSetup) -> None:
+        training = setup.training
+        self._packed = PackedModel(
+            setup.model, training.dtype, setup.device, setup.trust_remote_code, training.gradient_checkpointing
+        )
+        self._base_name = setup.model
+        self._dtype = next(self._packed.model.parameters()).dtype
+        self._layers = self._replace_linears(training.base)
+        self._placed: dict[int, _Placed] = {}
+
+    def _replace_linears(self, base: str) -> dict[str, LoraLinear]:
+        model = self._packed.model
+        anchor = torch.empty(0, device=self._packed.device, requires_grad=True)
+        layers: dict[str, LoraLinear] = {}
+        for index, path in enumerate(linear_names(model)):
+            parent, _, name = path.rpartition(".")
+            linear = model.get_submodule(path)
+            layers[path] = LoraLinear(freeze(linear, base), self._packed.current, index, anchor)
+            setattr(model.get_submodule(parent), name, layers[path])
+        return layers
+
+    def place(self, slot: int, params: Params, seed: int) -> Row:
+        paths = resolve_targets(params.targets, self._packed.model.config.model_type, list(self._layers))
+        row = Row(sum(sum(a * b for a, b in self._shapes(path, params.rank)) for path in paths), self._packed.device)
+        work = row.weights if self._dtype == torch.float32 else row.weights.to(self._dtype)
+        placed = self._placed[slot] = _Placed(params, paths, row, work)
+        self._draw(placed, seed)
+        self._bind(slot, placed)
+        self.updated(slot)
+        return row
+
+    def updated(self, slot: int) -> None:
+        placed = self._placed[slot]
+        if placed.work is not placed.row.weights:
+            placed.work.copy_(placed.row.weights)
+
+    def remove(self, slot: int) -> None:
+        for path in self._placed.pop(slot).paths:
+            del self._layers[path].adapters[slot]
+
+    def train(self, chunks: Sequence[Chunk]) -> list[float]:
+        return self._packed.train(chunks, dropout=False)
+
+    def losses(self, slot: int, rows: Sequence[TokenRow]) -> list[tuple[float, int]]:
+        return self._packed.losses(slot, rows)
+
+    def score(self, slot: int, prompts: Sequence[npt.NDArray[np.int32]], labels: LabelIds) -> npt.NDArray[np.float32]:
+        return self._packed.score(slot, prompts, labels)
+
+    def decode(
+        self, slot: int, prompts: Sequence[npt.NDArray[np.int32]], max_new_tokens: int, end_id: int | None
+    ) -> list[list[int]]:
+        return self._packed.decode(slot, prompts, max_new_tokens, end_id)
+
+    def export(self, slot: int) -> Mapping[str, bytes]:
+        placed = self._placed[slot]
+        flat = self._split(placed, placed.row.weights)
+        pairs = {path: (flat[2 * i], flat[2 * i + 1]) for i, path in enumerate(placed.paths)}
+        return adapter_files(pairs, placed.params, self._base_name)
+
+    def load(self, slot: int, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Fills the slot's A and B of each layer path, e.g. from a PEFT adapter. Paths are those that `place` chose."""
+        placed = self._placed[slot]
+        flat = self._split(placed, placed.row.weights)
+        for i, path in enumerate(placed.paths):
+            flat[2 * i].copy_(pairs[path][0])
+            flat[2 * i + 1].copy_(pairs[path][1])
+        self.updated(slot)
+
+    def nbytes(self) -> int:
+        """Bytes of the frozen linear layers."""
+        return sum(layer.frozen.nbytes() for layer in self._layers.values())
+
+    def _shapes(self, path: str, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        frozen = self._layers[path].frozen
+        return (rank, frozen.in_features), (frozen.out_features, rank)
+
+    def _split(self, placed: _Placed, flat: Tensor) -> list[Tensor]:
+        """A and B of each target layer, in order, as views of `flat` [P]."""
+        return views(flat, [shape for path in placed.paths for shape in self._shapes(path, placed.params.rank)])
+
+    def _draw(self, placed: _Placed, seed: int) -> None:
+        """A from its uniform start, B zero. Drawn on the CPU, so that every device starts alike."""
+        generator = torch.Generator().manual_seed(mix(seed, 2))
+        for down in self._split(placed, placed.row.weights)[::2]:
+            bound = initial_bound(down.shape[1])
+            down.copy_(torch.rand(down.shape, generator=generator) * (2 * bound) - bound)
+
+    def _bind(self, slot: int, placed: _Placed) -> None:
+        work = self._split(placed, placed.work)
+        gradient = self._split(placed, placed.row.gradient)
+        for i, path in enumerate(placed.paths):
+            self._layers[path].adapters[slot] = Adapter(
+                down=work[2 * i],
+                up=work[2 * i + 1],
+                down_gradient=gradient[2 * i],
+                up_gradient=gradient[2 * i + 1],
+                scale=placed.params.alpha / placed.params.rank,
+                dropout=dropout_level(placed.params.dropout),
+            )
