@@ -38,6 +38,7 @@ class EngineSetup:
     at: str  # last or best
     checkpoint_seconds: float
     full_examples: int  # the study's largest budget, for the evaluation rows' share
+    rungs: int = 1  # rungs in that budget, for the same
     slots: int = 1
     threads: int = 1
     device: str = "cpu"

@@ -1,0 +1,394 @@
+"""The engine: trains the trials in its slots, piece by piece, and says what came of it.
+
+The scheduler decides whose turn it is, the net does the arithmetic, `trial.py` holds a trial's own rules; this file carries
+trials through their life: batch -> step -> (evaluation -> report -> decision) -> ... -> end. Nothing that a trial does raises
+out of `step`: it ends FAILED with its reason, and the others go on.
+Does not know Ray, Optuna, or who drives it. Cost: its own work per piece is microseconds; a model and `slots` trials in memory.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from sweeper.data.tokens import TokenSet
+from sweeper.engine import evaluate
+from sweeper.engine.base import Ended, EngineSetup, Event
+from sweeper.engine.batch import Batches
+from sweeper.engine.checkpoint import Checkpoint, Measured, Progress, load_checkpoint, save_checkpoint
+from sweeper.engine.metrics import compute, needs_text
+from sweeper.engine.model import load_tokenizer
+from sweeper.engine.net import Net, build_net
+from sweeper.engine.outcomes import to_parquet
+from sweeper.engine.packed import Chunk
+from sweeper.engine.params import read_params
+from sweeper.engine.scheduler import Phase, Scheduler
+from sweeper.engine.seeds import mix
+from sweeper.engine.slots import Slots
+from sweeper.engine.trial import Running
+from sweeper.errors import ModelError, SweeperError, TrialError
+from sweeper.records import Action, Decision, Depot, Ending, Outcome, Report, ReportKind, TrialSpec
+
+PROGRESS_SECONDS = 1.0
+OUTCOMES_FILE = "rows.parquet"
+_KEPT_CHECKPOINTS = 2  # the driver may not know the newest yet
+
+log = logging.getLogger(__name__)
+
+
+class TrialEngine:
+    """Implements `base.Engine`. Raises ModelError or DataError if the setup cannot be trained at all."""
+
+    def __init__(self, setup: EngineSetup, depot: Depot) -> None:
+        torch.set_num_threads(setup.threads)
+        self._setup = setup
+        self._depot = depot
+        self._train_data, self._validation = TokenSet(setup.train), TokenSet(setup.validation)
+        self._plan = evaluate.plan(setup, self._train_data.info, self._validation.info)
+        self._names = tuple(dict.fromkeys(("loss", *setup.metrics)))
+        self._row_ids: list[str] = self._validation.row_ids()
+        self._texts, self._references = self._decoder()
+        self._chunk_tokens = _number(setup.training.chunk_tokens, "chunk_tokens")
+        self._net: Net = build_net(setup)
+        self._vocabulary = int(_vocabulary(setup))
+        self._slots = Slots(setup.slots)
+        self._scheduler = Scheduler(self._chunk_tokens)
+        self._running: dict[int, Running] = {}
+
+    def _decoder(self) -> tuple[Callable[[Sequence[int]], str] | None, list[str]]:
+        """Token ids to text, and the references; nothing where no metric reads text."""
+        if not needs_text(self._setup.metrics, self._validation.info.task):
+            return None, []
+        tokenizer = load_tokenizer(self._setup.model, self._setup.trust_remote_code)
+        return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)), self._validation.references()
+
+    def available(self) -> int:
+        return self._slots.available_size()
+
+    def trials(self) -> list[int]:
+        return self._scheduler.trials()
+
+    def admit(self, trial: TrialSpec) -> None:
+        if trial.number in self._running:
+            raise TrialError(f"trial {trial.number} is in a slot already")
+        params = read_params(trial.params)
+        found = load_checkpoint(self._depot, trial, trial.resume_from) if trial.resume_from else None
+        slot = self._slots.allocate()
+        try:
+            row = self._net.place(slot, params, trial.seed)
+            if found is not None:
+                row.load(found.tensors, found.progress.steps)
+                self._net.updated(slot)
+        except (ModelError, ValueError) as error:
+            self._slots.free(slot)
+            raise TrialError(f"trial {trial.number} cannot be started: {error}") from error
+        running = Running(
+            spec=trial,
+            slot=slot,
+            params=params,
+            row=row,
+            batches=Batches(self._train_data, trial.seed, params.batch_size, trial.examples, self._chunk_tokens),
+            progress=found.progress if found is not None else Progress(),
+            best_weights=_best(found),
+            checkpointed=time.monotonic(),
+            reported=time.monotonic(),
+        )
+        if trial.resume_from:
+            running.checkpoints.append(trial.resume_from)
+        self._running[trial.number] = running
+        self._scheduler.add(trial.number)
+        self._next(running)
+
+    def step(self) -> list[Event]:
+        work = self._scheduler.schedule()
+        if not work:
+            return []
+        numbers = [work.evaluate] if work.evaluate is not None else list(dict.fromkeys(trial for trial, _ in work.chunks))
+        events: list[Event] = []
+        try:
+            if work.evaluate is not None:
+                events += self._evaluate(self._running[work.evaluate])
+            else:
+                self._train(work.chunks)
+        except Exception as error:
+            events += [self._failed(number, error) for number in numbers]
+        for number in numbers:
+            if number in self._running and self._running[number].batch is not None:
+                events += self._complete_batch(number)
+        return events + self._progress()
+
+    def decide(self, decision: Decision) -> list[Ended]:
+        running = self._running.get(decision.trial)
+        if running is None or decision.action is Action.LATER:
+            return []
+        if decision.action is Action.STOP:
+            return [self._end(running, Ending.PRUNED, decision.reason)]
+        if decision.action is Action.PAUSE:
+            return [self._end(running, Ending.PAUSED, decision.reason, checkpoint=self._checkpoint(running))]
+        if self._scheduler.phase(decision.trial) is Phase.PARKED:
+            self._scheduler.unpark(decision.trial)
+            self._next(running)
+        return []
+
+    def preempt(self) -> list[Ended]:
+        return [self._preempt(self._running[number]) for number in self.trials()]
+
+    def close(self) -> None:
+        self._running.clear()
+        del self._net
+        gc.collect()
+
+    def _preempt(self, running: Running) -> Ended:
+        # A parked trial has no decision yet: its rung's checkpoint, written before the report, has it report again.
+        parked = self._scheduler.phase(running.spec.number) is Phase.PARKED
+        name = running.checkpoints[-1] if parked else self._checkpoint(running)
+        return self._end(running, Ending.PREEMPTED, checkpoint=name)
+
+    def _next(self, running: Running) -> None:
+        """An idle trial goes on: to an evaluation that is due, else to its next batch."""
+        number = running.spec.number
+        if running.progress.due:
+            self._scheduler.evaluate(number)
+            return
+        running.batch = running.batches.at(running.progress.examples)
+        running.losses = {}
+        self._scheduler.offer(number, running.batch.sizes)
+
+    def _train(self, chosen: Sequence[tuple[int, int]]) -> None:
+        """One micro-step: the chosen chunks forward and backward together."""
+        began = time.monotonic()
+        chunks: list[Chunk] = []
+        sizes: list[int] = []
+        for number, index in chosen:
+            running = self._running[number]
+            assert running.batch is not None
+            chunks.append(
+                Chunk(
+                    slot=running.slot,
+                    rows=[self._train_data.row(row) for row in running.batch.chunks[index]],
+                    weight=1 / max(1, running.batch.targets),
+                    smoothing=running.params.label_smoothing,
+                    seed=mix(running.spec.seed, 3, running.progress.steps, index),
+                )
+            )
+            sizes.append(running.batch.sizes[index])
+        losses = self._net.train(chunks)
+        seconds = time.monotonic() - began
+        for (number, index), loss, size in zip(chosen, losses, sizes, strict=True):
+            self._running[number].losses[index] = loss
+            self._running[number].progress.train_seconds += seconds * size / sum(sizes)
+
+    def _complete_batch(self, number: int) -> list[Event]:
+        """Takes the optimizer step if every chunk of the trial's batch is done."""
+        running = self._running[number]
+        assert running.batch is not None
+        if len(running.losses) < len(running.batch.chunks):
+            return []
+        try:
+            self._optimize(running)
+        except Exception as error:
+            return [self._failed(number, error)]
+        running.batch = None
+        events: list[Event] = []
+        if not running.progress.due and time.monotonic() - running.checkpointed >= self._setup.checkpoint_seconds:
+            events.append(
+                self._report(running, ReportKind.PROGRESS, running.progress.examples, checkpoint=self._checkpoint(running))
+            )
+        self._next(running)
+        return events
+
+    def _optimize(self, running: Running) -> None:
+        began = time.monotonic()
+        assert running.batch is not None
+        loss = math.fsum(running.losses.values())
+        running.check_loss(loss, self._vocabulary)
+        norm = running.row.gradient_norm()
+        if not math.isfinite(norm):
+            raise TrialError(f"the gradient norm is {norm} at step {running.progress.steps + 1}; a lower learning rate may help")
+        running.row.clip(norm, running.params.clip)
+        rate, p = running.learning_rate(), running.params
+        running.row.step(rate, p.weight_decay, p.beta1, p.beta2)
+        self._net.updated(running.slot)
+        running.count_step(running.batch, loss, rate, norm)
+        running.measured = None
+        running.progress.train_seconds += time.monotonic() - began
+
+    def _evaluate(self, running: Running) -> list[Event]:
+        """A piece of the evaluation that is due first; its report when it is done."""
+        began = time.monotonic()
+        nominal = running.progress.due[0]
+        count = self._plan.full if running.is_final(nominal) or running.is_rung(nominal) else self._plan.between
+        if running.evaluation is None or running.evaluation.count != count:
+            running.evaluation, running.measured = self._begin_evaluation(running, count), None
+        if not running.evaluation.done:
+            running.evaluation.work()
+        if running.evaluation.done and running.measured is None:
+            running.measured = self._measure(running, nominal)
+        running.progress.evaluate_seconds += time.monotonic() - began
+        if running.measured is None:
+            return []
+        return self._evaluated(running, nominal)
+
+    def _begin_evaluation(self, running: Running, count: int) -> evaluate.Evaluation:
+        return evaluate.Evaluation(
+            self._net,
+            running.slot,
+            self._validation,
+            count,
+            self._chunk_tokens,
+            self._setup.evaluate.max_new_tokens,
+            self._texts,
+        )
+
+    def _measure(self, running: Running, nominal: int) -> Measured:
+        """Metrics of a finished evaluation, with its outcomes in the depot. Raises TrialError if the loss is not finite."""
+        assert running.evaluation is not None
+        count = running.evaluation.count
+        rows = running.evaluation.outcomes(self._row_ids[:count], self._references[:count])
+        values = compute(self._names, rows, self._validation.info, lambda name: self._validation.column(name)[:count])
+        if not math.isfinite(values["loss"]):
+            raise TrialError(f"the validation loss is {values['loss']} at {running.progress.examples} examples")
+        name = f"outcomes/{running.spec.study}/{running.spec.number}/{nominal}"
+        self._depot.put(name, {OUTCOMES_FILE: to_parquet(rows)})
+        metrics = {f"validation/{key}": value for key, value in values.items()}
+        return Measured(metrics, nominal, running.progress.examples, name)
+
+    def _evaluated(self, running: Running, nominal: int) -> list[Event]:
+        """Reports the evaluation `nominal`, and what follows: parking, the end, or going on."""
+        measured, p = running.measured, running.progress
+        assert measured is not None
+        rung, final = running.is_rung(nominal), running.is_final(nominal)
+        name = self._checkpoint(running) if rung else None
+        kind = ReportKind.RUNG if rung else ReportKind.EVALUATION
+        events: list[Event] = [self._report(running, kind, nominal, measured, name)]
+        p.due.pop(0)
+        p.interval_loss, p.interval_steps = 0.0, 0
+        p.last = measured
+        if self._is_best(running, measured):
+            p.best = measured
+            running.best_weights = running.row.weights.clone()
+        if not p.due:
+            running.evaluation = None
+        if rung:
+            self._scheduler.park(running.spec.number)
+        elif final:
+            events.append(self._completed(running))
+        else:
+            self._next(running)
+        return events
+
+    def _is_best(self, running: Running, measured: Measured) -> bool:
+        if self._setup.at != "best":
+            return False
+        key, best = f"validation/{self._setup.objective}", running.progress.best
+        if best is None:
+            return True
+        return (measured.metrics[key] > best.metrics[key]) if self._setup.maximize else (measured.metrics[key] < best.metrics[key])
+
+    def _completed(self, running: Running) -> Ended:
+        """Exports the weights that the trial's value was measured on, and ends it."""
+        if running.best_weights is not None:
+            running.row.weights.copy_(running.best_weights)
+            self._net.updated(running.slot)
+        name = f"adapters/{running.spec.study}/{running.spec.number}"
+        self._depot.put(name, self._net.export(running.slot))
+        return self._end(running, Ending.COMPLETED, adapter=name)
+
+    def _checkpoint(self, running: Running) -> str:
+        """Writes a checkpoint of the last step, and removes the one before the previous."""
+        tensors = dict(running.row.state())
+        if running.best_weights is not None:
+            tensors["best"] = running.best_weights
+        name = save_checkpoint(self._depot, running.spec, running.progress, tensors)
+        if name not in running.checkpoints:
+            running.checkpoints.append(name)
+        while len(running.checkpoints) > _KEPT_CHECKPOINTS:
+            self._depot.remove(running.checkpoints.popleft())
+        running.checkpointed = time.monotonic()
+        return name
+
+    def _progress(self) -> list[Event]:
+        """A PROGRESS report of every trial that was silent for a while, parked ones included."""
+        now = time.monotonic()
+        silent = [r for r in self._running.values() if now - r.reported >= PROGRESS_SECONDS]
+        return [self._report(running, ReportKind.PROGRESS, running.progress.examples) for running in silent]
+
+    def _report(
+        self, running: Running, kind: ReportKind, nominal: int, measured: Measured | None = None, checkpoint: str | None = None
+    ) -> Report:
+        running.reported = time.monotonic()
+        p = running.progress
+        return Report(
+            trial=running.spec.number,
+            kind=kind,
+            nominal=nominal,
+            examples=p.examples,
+            step=p.steps,
+            time_ms=int(time.time() * 1000),
+            metrics={**running.train_metrics(), **(measured.metrics if measured is not None else {})},
+            attempt=running.spec.attempt,
+            outcomes=measured.outcomes if measured is not None else None,
+            checkpoint=checkpoint,
+            rows=running.evaluation.count if measured is not None and running.evaluation is not None else 0,
+            train_seconds=p.train_seconds,
+            evaluate_seconds=p.evaluate_seconds,
+            tokens=p.tokens,
+            worker=self._setup.worker,
+        )
+
+    def _failed(self, number: int, error: Exception) -> Ended:
+        if isinstance(error, SweeperError):
+            reason = str(error)
+        elif isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            reason = "the device ran out of memory; a smaller batch_size, chunk_tokens or max_length needs less"
+        else:
+            log.exception("trial %d failed", number, exc_info=error)
+            reason = f"{type(error).__name__}: {error}"
+        return self._end(self._running[number], Ending.FAILED, reason)
+
+    def _end(
+        self, running: Running, ending: Ending, reason: str = "", checkpoint: str | None = None, adapter: str | None = None
+    ) -> Ended:
+        """Empties the slot."""
+        number, p = running.spec.number, running.progress
+        self._net.remove(running.slot)
+        self._slots.free(running.slot)
+        self._scheduler.remove(number)
+        del self._running[number]
+        measured = p.best if ending is Ending.COMPLETED and p.best is not None else p.last
+        outcome = Outcome(
+            ending=ending,
+            reason=reason,
+            metrics=dict(measured.metrics) if measured is not None else {},
+            nominal=measured.nominal if measured is not None else 0,
+            examples=p.examples,
+            adapter=adapter,
+            checkpoint=checkpoint,
+            outcomes=measured.outcomes if measured is not None else None,
+            train_seconds=p.train_seconds,
+            evaluate_seconds=p.evaluate_seconds,
+            tokens=p.tokens,
+            worker=self._setup.worker,
+        )
+        return Ended(number, outcome)
+
+
+def _number(value: int | None, name: str) -> int:
+    if value is None:
+        raise ModelError(f"training.{name} is not resolved; build the setup with probe.resolve_training")
+    return value
+
+
+def _vocabulary(setup: EngineSetup) -> int:
+    from sweeper.engine.model import load_config
+
+    return int(load_config(setup.model, setup.trust_remote_code).get_text_config().vocab_size)
+
+
+def _best(found: Checkpoint | None) -> torch.Tensor | None:
+    return found.tensors.get("best") if found is not None else None
