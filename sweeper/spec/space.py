@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 Value = bool | int | float | str | None
 
@@ -106,6 +106,13 @@ class ValuesDimension(Conditional):
 
 
 Dimension = Annotated[FloatDimension | IntDimension | ValuesDimension, Field(discriminator="type")]
+
+_DIMENSION: TypeAdapter[FloatDimension | IntDimension | ValuesDimension] = TypeAdapter(Dimension)
+
+
+def read_dimension(raw: Any) -> FloatDimension | IntDimension | ValuesDimension:
+    """A dimension from its stored JSON values, as `model_dump(mode="json")` gives them."""
+    return _DIMENSION.validate_python(raw)
 
 
 def contains(dimension: Dimension, value: Value) -> bool:
