@@ -1,0 +1,262 @@
+"""Our own tables, beside Optuna's in one database. All bear the prefix `swp_`; people read the views of `views.py`.
+
+    swp_sweeps          one row per study: identity, plan (with the masked spec), status
+    swp_changes         what of a plan changed between runs, old and new
+    swp_fence           the driver term of a study; read in every transaction of a driver
+    swp_terms           who drove a study when: process, host, heartbeat
+    swp_trials          one row per trial: configuration, clocks, state, results; also the queue (WAITING, held)
+    swp_runs            one row per attempt of a trial: worker, seconds, tokens, how it ended
+    swp_events          the outbox: what happened, in order; `done` once Optuna's database agrees
+    swp_reports         one row per evaluation of an attempt; its metrics are in swp_metrics
+    swp_decisions       why a trial was stopped or kept, with its evidence
+    swp_checkpoints, swp_verdicts, swp_reviews
+    swp_trackers, swp_tracker_runs   how far each tracker has read the outbox, and its run ids
+
+No foreign keys to Optuna's tables (deleting a study there would then fail in silence). Times are Unix milliseconds of the
+database's clock or of a report, durations seconds. A float that is not a number is NULL.
+Knows nothing of what the rows mean. Costs nothing.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, String, Text
+
+METADATA = sa.MetaData()
+_NAME = String(200)
+_PATH = String(1000)
+
+
+def _study() -> Column[str]:
+    return Column("study", _NAME, primary_key=True)
+
+
+SWEEPS = sa.Table(
+    "swp_sweeps",
+    METADATA,
+    _study(),
+    Column("identity", String(128), nullable=False),
+    Column("plan", Text, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("ended_ms", BigInteger),
+)
+
+CHANGES = sa.Table(
+    "swp_changes",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("study", _NAME, nullable=False, index=True),
+    Column("term", Integer, nullable=False),
+    Column("time_ms", BigInteger, nullable=False),
+    Column("field", _NAME, nullable=False),
+    Column("old", Text),
+    Column("new", Text),
+)
+
+FENCE = sa.Table("swp_fence", METADATA, _study(), Column("term", Integer, nullable=False))
+
+TERMS = sa.Table(
+    "swp_terms",
+    METADATA,
+    _study(),
+    Column("term", Integer, primary_key=True, autoincrement=False),
+    Column("driver", _NAME, nullable=False),
+    Column("host", _NAME, nullable=False),
+    Column("machine", String(400), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("pid_started", Float, nullable=False),
+    Column("started_ms", BigInteger, nullable=False),
+    Column("beat_ms", BigInteger, nullable=False),
+    Column("ended_ms", BigInteger),
+)
+
+TRIALS = sa.Table(
+    "swp_trials",
+    METADATA,
+    _study(),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("trial_id", Integer),  # Optuna's; NULL until Optuna has the trial
+    Column("state", String(16), nullable=False),
+    Column("source", String(16), nullable=False),  # default, enqueued, sampler
+    Column("params", Text, nullable=False),  # JSON: every searchable key
+    Column("drawn", Text, nullable=False),  # JSON: the keys within the space, as Optuna has them
+    Column("asked", Text, nullable=False),  # JSON: what the draw depended on
+    Column("seed", BigInteger, nullable=False),
+    Column("budget", Integer, nullable=False),  # examples
+    Column("evaluations", Text, nullable=False),  # JSON
+    Column("rungs", Text, nullable=False),  # JSON
+    Column("attempt", Integer, nullable=False),
+    Column("held_by", _NAME),
+    Column("held_until_ms", BigInteger),
+    Column("checkpoint", _PATH),
+    Column("nominal", Integer, nullable=False),
+    Column("examples", Integer, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("objective", Text),  # JSON: values, one per metric of the objective
+    Column("value", Float),  # the first of them
+    Column("metrics", Text, nullable=False),  # JSON: of the value's evaluation, else of the last one
+    Column("feasible", Boolean),  # within the constraints; NULL until it is COMPLETE
+    Column("adapter", _PATH),
+    Column("outcomes", _PATH),
+    Column("finish_order", Integer),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("started_ms", BigInteger),
+    Column("ended_ms", BigInteger),
+)
+
+RUNS = sa.Table(
+    "swp_runs",
+    METADATA,
+    _study(),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("term", Integer, nullable=False),
+    Column("worker", _NAME, nullable=False),
+    Column("ending", String(16)),
+    Column("reason", Text, nullable=False),
+    Column("examples", Integer, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("train_seconds", Float, nullable=False),
+    Column("evaluate_seconds", Float, nullable=False),
+    Column("started_ms", BigInteger, nullable=False),
+    Column("ended_ms", BigInteger),
+)
+
+EVENTS = sa.Table(
+    "swp_events",
+    METADATA,
+    Column("seq", Integer, primary_key=True),
+    Column("study", _NAME, nullable=False),
+    Column("key", String(300), nullable=False),
+    Column("kind", String(40), nullable=False),
+    Column("number", Integer),
+    Column("payload", Text, nullable=False),
+    Column("time_ms", BigInteger, nullable=False),
+    Column("done", Boolean, nullable=False),
+    sa.UniqueConstraint("study", "key", name="uq_swp_events_key"),
+    sa.Index("ix_swp_events_order", "study", "seq"),
+    sqlite_autoincrement=True,
+)
+
+
+def _evaluation() -> list[Column[str] | Column[int]]:
+    return [
+        _study(),
+        Column("number", Integer, primary_key=True, autoincrement=False),
+        Column("attempt", Integer, primary_key=True, autoincrement=False),
+        Column("nominal", Integer, primary_key=True, autoincrement=False),
+    ]
+
+
+REPORTS = sa.Table(
+    "swp_reports",
+    METADATA,
+    *_evaluation(),
+    Column("kind", String(16), nullable=False),
+    Column("examples", Integer, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("time_ms", BigInteger, nullable=False),
+    Column("value", Float),
+    Column("outcomes", _PATH),
+    Column("checkpoint", _PATH),
+    Column("rows_read", Integer, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("train_seconds", Float, nullable=False),
+    Column("evaluate_seconds", Float, nullable=False),
+    Column("worker", _NAME, nullable=False),
+)
+
+METRICS = sa.Table(
+    "swp_metrics", METADATA, *_evaluation(), Column("name", _NAME, primary_key=True), Column("value", Float)
+)
+
+DECISIONS = sa.Table(
+    "swp_decisions",
+    METADATA,
+    *_evaluation(),
+    Column("action", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("pruner", String(40), nullable=False),
+    Column("value", Float),
+    Column("cutoff", Float),
+    Column("rank", Integer),
+    Column("compared", Integer, nullable=False),
+    Column("evidence", Text, nullable=False),  # JSON
+    Column("time_ms", BigInteger, nullable=False),
+)
+
+CHECKPOINTS = sa.Table(
+    "swp_checkpoints",
+    METADATA,
+    _study(),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("name", _PATH, primary_key=True),
+    Column("attempt", Integer, nullable=False),
+    Column("nominal", Integer, nullable=False),
+    Column("examples", Integer, nullable=False),
+    Column("time_ms", BigInteger, nullable=False),
+)
+
+VERDICTS = sa.Table(
+    "swp_verdicts",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("study", _NAME, nullable=False, index=True),
+    Column("number", Integer),
+    Column("kind", String(40), nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("time_ms", BigInteger, nullable=False),
+)
+
+REVIEWS = sa.Table(
+    "swp_reviews",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("study", _NAME, nullable=False, index=True),
+    Column("number", Integer),
+    Column("row_id", String(128), nullable=False),
+    Column("reviewer", _NAME, nullable=False),
+    Column("verdict", String(40), nullable=False),
+    Column("note", Text, nullable=False),
+    Column("time_ms", BigInteger, nullable=False),
+)
+
+TRACKERS = sa.Table(
+    "swp_trackers",
+    METADATA,
+    _study(),
+    Column("tracker", _NAME, primary_key=True),
+    Column("seq", Integer, nullable=False),
+)
+
+TRACKER_RUNS = sa.Table(
+    "swp_tracker_runs",
+    METADATA,
+    _study(),
+    Column("tracker", _NAME, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),  # -1: the sweep's own run
+    Column("run", String(500), nullable=False),
+)
+
+
+def clock_ms(dialect: str) -> sa.TextClause:
+    """SQL for the database's own clock in Unix milliseconds, so that drivers on several hosts compare one clock."""
+    if dialect == "postgresql":
+        return sa.text("CAST(extract(epoch from clock_timestamp()) * 1000 AS bigint)")
+    return sa.text("CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)")
+
+
+def now_ms(connection: sa.Connection) -> int:
+    """The database's clock, Unix milliseconds."""
+    return int(connection.execute(sa.select(clock_ms(connection.dialect.name))).scalar_one())
+
+
+def upsert(connection: sa.Connection, table: sa.Table, values: dict[str, object]) -> None:
+    """Updates the row with these primary-key values, or inserts it."""
+    keys = {column.name for column in table.primary_key}
+    where = sa.and_(*(table.c[key] == values[key] for key in sorted(keys)))
+    rest = {name: value for name, value in values.items() if name not in keys}
+    if not connection.execute(sa.update(table).where(where).values(rest)).rowcount:
+        connection.execute(sa.insert(table).values(values))
