@@ -77,6 +77,7 @@ def check_classes(words: tuple[str, ...], counts: Mapping[str, Mapping[str, int]
             have = validation.get(word, 0)
             where = f"{have:,} validation rows have it" if have else "data.labels or the test rows have it"
             raise DataError(f"no training row has the label {word!r}, though {where}; {remedy}")
-    rare = [f"the class {word!r} has only {train[word]:,} training rows" for word in words if train[word] < _RARE]
+    few = [(word, train[word], "row" if train[word] == 1 else "rows") for word in words if train[word] < _RARE]
+    rare = [f"the class {word!r} has only {count} training {rows}" for word, count, rows in few]
     unseen = [f"the class {word!r} has no validation row, so validation says nothing about it" for word in words]
     return rare + [notice for word, notice in zip(words, unseen, strict=True) if not validation.get(word)]
