@@ -19,7 +19,7 @@ def main(home: Path) -> int:
     except ValueError:
         others = [f"{stores.name} cannot be read"]
     if others:
-        print(f"{home} holds other studies ({', '.join(others)}), so it was not removed; move it away and run again", file=sys.stderr)
+        print(f"{home} holds other studies ({', '.join(others)}), so it stays; move it away and run again", file=sys.stderr)
         return 2
     shutil.rmtree(home, ignore_errors=True)
     return 0

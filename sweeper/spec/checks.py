@@ -8,7 +8,6 @@ Does not know files, models, devices or databases. Cost: milliseconds.
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Callable, Collection, Iterator
 from importlib.util import find_spec
 
@@ -21,6 +20,7 @@ from sweeper.spec.translate import came
 Check = Callable[[SweepSpec, Trust], Iterator[Problem]]
 
 _FUNCTION = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
+_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")  # as data reads templates
 _COLUMNS = {"classify": ("text", "label"), "instruct": ("prompt", "completion"), "text": ("text",), "chat": ("messages",)}
 _EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}
 _SCHEMES = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")
@@ -60,11 +60,10 @@ def _data(spec: SweepSpec, trust: Trust) -> Iterator[Problem]:
                 f"data.columns.{column}",
                 f"task {task} reads no {column} column; it reads: {', '.join(_COLUMNS[task])}; remove it or change data.task",
             )
-    for name, given in (("template", data.template is not None), ("chat_template", data.chat_template)):
-        if given and task not in ("classify", "instruct") and trust(f"data.{name}"):
-            yield Problem(
-                f"data.{name}", f"task {task} takes no {name}; it is for classify and instruct; remove it or change data.task"
-            )
+    if data.template is not None and task == "chat" and trust("data.template"):
+        yield Problem("data.template", "task chat uses the model's own chat template; remove it, or change data.task")
+    if data.chat_template and task not in ("classify", "instruct") and trust("data.chat_template"):
+        yield Problem("data.chat_template", f"task {task} has no prompt to wrap; it is for classify and instruct; remove it")
     if data.labels is not None and trust("data.labels"):
         if task != "classify":
             yield Problem("data.labels", f"task {task} has no labels; they are for classify; remove them or change data.task")
@@ -82,21 +81,18 @@ def _template(spec: SweepSpec, trust: Trust) -> Iterator[Problem]:
     template = spec.data.template
     if template is None or not trust("data.template"):
         return
-    try:
-        fields = [(name, form, conversion) for _, name, form, conversion in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        yield Problem(
-            "data.template", f"its braces do not match ({error}); write {{column}} for a column, and {{{{ or }}}} for a brace"
-        )
-        return
-    if not fields:
-        yield Problem(
-            "data.template", "it names no column, so every prompt would be the same; write e.g. 'Review: {text}\\nSentiment:'"
-        )
-    if any(not name.strip() for name, _, _ in fields):
+    columns: list[str] = []
+    for match in _PIECE.finditer(template):
+        if match[0] in ("{", "}"):
+            where = f"a lone {match[0]!r} came at character {match.start() + 1}"
+            yield Problem("data.template", f"{where}; write {match[0] * 2!r} for a brace, or {{column}} for a column")
+            return
+        if match[1] is not None:
+            columns.append(match[1].strip())
+    if not columns:
+        yield Problem("data.template", "it names no column, so every prompt would be the same; write e.g. 'Review: {text}\\nMood:'")
+    elif "" in columns:
         yield Problem("data.template", "empty braces {} came; write the column's name in them, e.g. {text}")
-    if any(form or conversion for _, form, conversion in fields):
-        yield Problem("data.template", "a format (:... or !...) came in braces; write the column's name alone, e.g. {text}")
 
 
 def _split(spec: SweepSpec, trust: Trust) -> Iterator[Problem]:
