@@ -200,7 +200,9 @@ def _tell(experiment: Any, facts: RunFacts) -> None:
 
 def _attach(experiment: Any, folder: str, path: Path) -> None:
     if path.is_dir():
-        experiment.log_asset_folder(str(path), log_file_name=True, prepend_folder_name=False)
+        for file in sorted(path.rglob("*")):
+            if file.is_file():
+                experiment.log_asset(str(file), file_name=f"{folder}/{file.relative_to(path)}", overwrite=True)
     elif path.is_file():
         experiment.log_asset(str(path), file_name=folder, overwrite=True)
 

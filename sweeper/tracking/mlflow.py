@@ -49,11 +49,9 @@ class MlflowTracker:
 
     def __init__(self, uri: str, experiment: str, artifact_root: Path | None = None, key: str | None = None) -> None:
         quiet()
-        _short_waits()
+        _short_waits(uri)
         from mlflow import MlflowClient
 
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
         self.uri = uri
         self.key = key or f"mlflow-{sha256(f'{uri} {experiment}'.encode()).hexdigest()[:8]}"
         with self._told():
@@ -307,8 +305,15 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "\\'") + "'"
 
 
-def _short_waits() -> None:
-    """MLflow would try a silent server for many minutes; the outbox tries again by itself, and says so."""
+def _short_waits(uri: str) -> None:
+    """MLflow would try a silent server for many minutes, a silent database for 100 s; the outbox tries again by itself."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    if not uri.startswith(("http://", "https://")):
+        from mlflow.store.db import utils
+
+        utils.MAX_RETRY_COUNT = 2
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)

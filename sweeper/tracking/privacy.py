@@ -15,6 +15,7 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "WANDB_ERROR_REPORTING": "false",
+    "COMET_ERROR_TRACKING_ENABLE": "false",
     "COMET_DISABLE_ANNOUNCEMENT": "1",
 }
 """Variable -> value of every switch."""

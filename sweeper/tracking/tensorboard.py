@@ -12,14 +12,15 @@ Does not know: a registry. Cost: a flushed write a call; reading a run of 1,000 
 from __future__ import annotations
 
 import json
-import re
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sweeper.errors import ResourceError
 from sweeper.records import ParamValue, TrialState
+from sweeper.tracking import tensorboard_events as events
 from sweeper.tracking.base import TAG_REASON, TAG_STATE, TAG_STUDY, TAG_TRIAL, TAG_WINNER, Metric, TrackerRefusedError
 from sweeper.tracking.masking import mask, mask_tags, mask_tree
 from sweeper.tracking.memory import status_of
@@ -42,7 +43,7 @@ class TensorboardTracker:
         self.folder = folder
         self.key = key
         self._writers: dict[str, Any] = {}
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, events.Known] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -76,23 +77,19 @@ class TensorboardTracker:
         run = f"{sweep.removesuffix('/' + _SWEEP)}/trial-{number:04d}"
         (self.folder / run).mkdir(parents=True, exist_ok=True)
         if not self._seen(run).started:
-            self._started(run, params)
+            self._write(run, events.session_start(params, _seconds(time_ms)))
+            self._seen(run).started = True
         self.set_tags(run, {TAG_TRIAL: str(number), TAG_STATE: TrialState.RUNNING.value, **tags})
         return run
 
     def log(self, run: str, metrics: Sequence[Metric]) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-
-        known = self._seen(run).scalars
+        known, writer = self._seen(run).scalars, self._writer(run)
         for metric in metrics:
             point = (metric.name, metric.step, metric.time_ms)
-            if point in known:
-                continue
-            value = summary_pb2.Summary.Value(tag=metric.name, simple_value=metric.value)
-            summary = summary_pb2.Summary(value=[value])
-            self._writer(run).add_event(event_pb2.Event(wall_time=metric.time_ms / 1000, step=metric.step, summary=summary))
-            known.add(point)
-        self._writer(run).flush()
+            if point not in known:
+                writer.add_event(events.event(events.scalar(metric.name, metric.value), metric.step, metric.time_ms / 1000))
+                known.add(point)
+        writer.flush()
 
     def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
         for name, value in mask_tags(tags).items():
@@ -127,12 +124,9 @@ class TensorboardTracker:
         self.log(sweep, metrics)
 
     def end_trial(self, run: str, state: TrialState, reason: str = "", time_ms: int | None = None) -> None:
-        from tensorboard.plugins.hparams import api_pb2, summary
-
         self.set_tags(run, {TAG_STATE: state.value, TAG_REASON: reason})
         if state.is_finished():
-            failed = status_of(state, reason) == "failed"
-            self._summary(run, summary.session_end_pb(api_pb2.STATUS_FAILURE if failed else api_pb2.STATUS_SUCCESS))
+            self._write(run, events.session_end(status_of(state, reason) == "failed", _seconds(time_ms)))
         self._let_go(run)
 
     def end_sweep(self, run: str, finished: bool, reason: str = "", time_ms: int | None = None) -> None:
@@ -149,28 +143,14 @@ class TensorboardTracker:
         for run in list(self._writers):
             self._let_go(run)
 
-    def _started(self, run: str, params: Mapping[str, ParamValue]) -> None:
-        from tensorboard.plugins.hparams import summary
-
-        kept = {name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in params.items()}
-        self._summary(run, summary.session_start_pb(hparams=kept))
-        self._seen(run).started = True
-
     def _text(self, run: str, name: str, text: str) -> None:
-        from tensorboard.plugins.text.summary import pb
+        if self._seen(run).texts.get(name) != text:
+            self._write(run, events.text(name, text))
+            self._seen(run).texts[name] = text
 
-        if self._seen(run).texts.get(name) == text:
-            return
-        self._summary(run, pb(name, text))
-        self._seen(run).texts[name] = text
-
-    def _summary(self, run: str, summary: Any) -> None:
-        import time
-
-        from tensorboard.compat.proto import event_pb2
-
+    def _write(self, run: str, summary: Any) -> None:
         writer = self._writer(run)
-        writer.add_event(event_pb2.Event(wall_time=time.time(), step=0, summary=summary))
+        writer.add_event(events.event(summary))
         writer.flush()
 
     def _writer(self, run: str) -> Any:
@@ -187,9 +167,9 @@ class TensorboardTracker:
             raise TrackerRefusedError(f"TensorBoard's folder {place} is gone; what belongs there is not told again")
         return place
 
-    def _seen(self, run: str) -> _Known:
+    def _seen(self, run: str) -> events.Known:
         if run not in self._known:
-            self._known[run] = _read(self._place(run))
+            self._known[run] = events.read(self._place(run))
         return self._known[run]
 
     def _let_go(self, run: str) -> None:
@@ -199,33 +179,10 @@ class TensorboardTracker:
         self._known.pop(run, None)
 
 
-class _Known:
-    """What a run's event files hold: points (name, step, time in ms), last texts, and whether parameters are there."""
-
-    def __init__(self) -> None:
-        self.scalars: set[tuple[str, int, int]] = set()
-        self.texts: dict[str, str] = {}
-        self.started = False
-
-
-def _read(folder: Path) -> _Known:
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-
-    known = _Known()
-    for path in sorted(folder.glob("events.out.tfevents.*")):
-        for event in EventFileLoader(str(path)).Load():
-            for value in event.summary.value:
-                plugin = value.metadata.plugin_data.plugin_name
-                if plugin == "text":
-                    text = value.tensor.string_val[0].decode()
-                    known.texts[re.sub(r"/text_summary$", "", value.tag)] = text
-                elif plugin == "hparams":
-                    known.started = True
-                else:
-                    known.scalars.add((value.tag, event.step, round(event.wall_time * 1000)))
-    return known
-
-
 def _as_code(value: object) -> str:
     body = json.dumps(value, indent=2, default=str)
     return "\n".join("    " + line for line in body.splitlines())  # four spaces: a block of code in markdown
+
+
+def _seconds(time_ms: int | None) -> float:
+    return time.time() if time_ms is None else time_ms / 1000

@@ -105,7 +105,7 @@ class WandbTracker:
         import wandb
 
         rows = [[_plain(cell) for cell in row] for row in zip(*columns.values(), strict=True)]
-        self._run(run).log({name: wandb.Table(columns=list(columns), data=rows)})
+        self._run(run).log({name: wandb.Table(columns=list(columns), data=rows, allow_mixed_types=True)})
 
     def register_model(self, run: str, name: str, folder: str) -> str:
         return ""
@@ -168,6 +168,7 @@ class WandbTracker:
                     x_disable_stats=True,
                     x_disable_meta=True,
                     init_timeout=30,
+                    x_sync_dir_suffix=self._stay(run),
                 ),
             )
         except (wandb.Error, OSError) as error:
@@ -178,6 +179,11 @@ class WandbTracker:
         opened.define_metric("*", step_metric=STEP)
         self._open[run] = opened
         return opened
+
+    def _stay(self, run: str) -> str:
+        """Ends the name of an offline stay's folder, which W&B makes of the second: two stays in one would share a file."""
+        stays = len(list((self.folder / "wandb").glob(f"offline-run-*/run-{run}.wandb")))
+        return f"stay-{stays:03d}" if stays and not self.online else ""
 
     def _finish(self, run: str, failed: bool = False) -> None:
         opened = self._open.pop(run, None)
