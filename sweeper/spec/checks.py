@@ -23,7 +23,7 @@ _FUNCTION = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")  # as data reads templates
 _COLUMNS = {"classify": ("text", "label"), "instruct": ("prompt", "completion"), "text": ("text",), "chat": ("messages",)}
 _EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}
-_SCHEMES = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")
+_SCHEMES = ("sqlite", "postgresql")
 
 
 def check(spec: SweepSpec, broken: Collection[str] = ()) -> list[Problem]:
