@@ -20,8 +20,8 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from sweeper.data import labels as classes
 from sweeper.data.encode import Encoder, PromptEncoder
 from sweeper.data.fingerprint import as_text, fingerprint, tokenizer_fingerprint
+from sweeper.data.judge import Tally, check_sides, class_counts, judge
 from sweeper.data.scan import Progress, scan
 from sweeper.data.seal import sealed_unknown
 from sweeper.data.source import Source, open_source
@@ -39,7 +40,7 @@ from sweeper.data.split import rule
 from sweeper.data.store import RowsInfo, move_in, new_aside, store_rows
 from sweeper.data.task import columns_of, encoder_of, template_of
 from sweeper.data.tokenizer import context_length
-from sweeper.data.tokens import TokenInfo, TokenRow
+from sweeper.data.tokens import TokenInfo
 from sweeper.data.write import TokenWriter
 from sweeper.errors import DataError, ModelError, ResourceError
 from sweeper.spec.models import DataSpec, SplitSpec, SweepSpec
@@ -71,16 +72,6 @@ class Bundle:
     notices: tuple[str, ...] = ()  # sentences for people: rows cut or dropped, rare classes
 
 
-@dataclass
-class _Tally:
-    """What became of one side's rows."""
-
-    fates: Counter[str] = field(default_factory=Counter)
-    labels: Counter[str] = field(default_factory=Counter)
-    longest: int = 0  # before any cut, dropped rows included
-    info: TokenInfo | None = None
-
-
 def build(
     spec: SweepSpec,
     tokenizer: PreTrainedTokenizerBase,
@@ -97,7 +88,7 @@ def build(
         max_length = _max_length(spec, tokenizer, context)
         source = open_source(spec.data)
         rows = _rows(source, spec.data.split, data_home, progress)
-        _check_sides(rows, spec.data.split)
+        check_sides(rows, spec.data)
         name = _tokens_fingerprint(rows, spec.data, tokenizer, max_length)
         folder = data_home / rows.fingerprint
         if not (folder / name / "bundle.json").exists():
@@ -135,7 +126,8 @@ def _rows(source: Source, split: SplitSpec, data_home: Path, progress: Progress 
     began = time.time()
     cache = data_home / "sources.json"
     known = _read_json(cache)
-    key = fingerprint(stamp) if stamp is not None else ""
+    # What is kept depends on the split only where files decide over the sides; their stamps hold that.
+    key = fingerprint(_VERSION, *stamp)
     content = known.get(key)
     if content is not None:
         info = RowsInfo.read(data_home / _rows_fingerprint(str(content), split))
@@ -143,8 +135,7 @@ def _rows(source: Source, split: SplitSpec, data_home: Path, progress: Progress 
             return info
     found = scan(source, split, progress)
     name = _rows_fingerprint(found.content, split)
-    if stamp is not None and source.stamp() == stamp and all(began - int(str(part[3])) / 1e9 > _SETTLED_SECONDS for part in stamp):
-        # By column and time the content is the same whatever the split, so one entry serves every split rule of a source.
+    if source.stamp() == stamp and began - stamp[1] > _SETTLED_SECONDS:
         _write_json(cache, dict(list(known.items())[-199:]) | {key: found.content})
     return RowsInfo.read(data_home / name) or store_rows(source, found, name, data_home, progress)
 
@@ -169,19 +160,6 @@ def _tokens_fingerprint(rows: RowsInfo, data: DataSpec, tokenizer: PreTrainedTok
         max_length,
         tokenizer_fingerprint(tokenizer),
     )
-
-
-def _check_sides(rows: RowsInfo, split: SplitSpec) -> None:
-    total = sum(rows.rows.values())
-    for side in ("train", "validation"):
-        if rows.rows[side]:
-            continue
-        if split.by in ("column", "files"):
-            raise DataError(f"no row is on the {side} side by {split.by}; data.split must give it at least one row")
-        raise DataError(
-            f"none of the {total:,} rows falls on the {side} side (split by {split.by}, validation {split.validation:g}, "
-            f"test {split.test:g}); add rows, raise the share, or split by column or files"
-        )
 
 
 def _encode(
@@ -209,38 +187,47 @@ def _encode(
         rows_fingerprint=rows.fingerprint,
         tokens_fingerprint=name,
     )
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress("tokenising", done, sum(totals.values()))
+
     aside = new_aside(folder.parent)
     try:
-        tallies: dict[str, _Tally] = {}
-        for side, total in totals.items():
-            before = sum(totals[earlier] for earlier in tallies)
-            tallies[side] = _encode_side(
-                folder / f"{side}.parquet", aside / side, encoder, rows, info, total, before, totals, progress
-            )
-        notices = _judge(data, max_length, tallies, totals, labels, rows)
-        fates = sum((tally.fates for tally in tallies.values()), Counter[str]())
+        tallies = {
+            side: _encode_side(folder / f"{side}.parquet", aside / side, encoder, rows.columns, info, total, advance)
+            for side, total in totals.items()
+        }
         record = {
-            "counts": {
-                "source": sum(rows.rows.values()),
-                "duplicates": rows.duplicates,
-                "train": _info(tallies["train"]).rows,
-                "validation": _info(tallies["validation"]).rows,
-                "test": rows.rows["test"],
-                "cut": fates["cut"],
-                "dropped_long": fates["long"],
-                "dropped_empty": fates["empty"],
-                "dropped_unlabelled": fates["unlabelled"],
-            },
+            "counts": _counts(rows, tallies),
             "labels": info.labels,
-            "class_counts": {side: {word: tally.labels[word] for word in info.labels} for side, tally in tallies.items()},
-            "longest": max(_info(tally).longest for tally in tallies.values()),
+            "class_counts": class_counts(tallies, info.labels),
+            "longest": max(tally.longest_used for tally in tallies.values()),
             "max_length": max_length,
-            "notices": notices,
+            "notices": judge(data, max_length, tallies, labels, rows),
         }
         (aside / "bundle.json").write_text(json.dumps(record, ensure_ascii=False, indent=1))
         move_in(aside, folder / name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _counts(rows: RowsInfo, tallies: Mapping[str, Tally]) -> dict[str, int]:
+    fates = sum((tally.fates for tally in tallies.values()), Counter[str]())
+    return {
+        "source": sum(rows.rows.values()),
+        "duplicates": rows.duplicates,
+        "train": tallies["train"].rows,
+        "validation": tallies["validation"].rows,
+        "test": rows.rows["test"],
+        "cut": fates["cut"],
+        "dropped_long": fates["long"],
+        "dropped_empty": fates["empty"],
+        "dropped_unlabelled": fates["unlabelled"],
+    }
 
 
 def _labels(data: DataSpec, rows: RowsInfo, folder: Path) -> classes.Labels | None:
@@ -270,93 +257,29 @@ def _encode_side(
     path: Path,
     folder: Path,
     encoder: Encoder,
-    rows: RowsInfo,
+    stored: Mapping[str, str],
     info: TokenInfo,
     total: int,
-    before: int,
-    totals: Mapping[str, int],
-    progress: Progress | None,
-) -> _Tally:
-    tally = _Tally()
-    done = 0
+    advance: Callable[[int], None],
+) -> Tally:
+    """Tokenises the first `total` rows of a side's parquet file into a token set; `stored` maps columns to names in the file."""
+    tally = Tally()
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow.insert(1, pa.field("reference", pa.string()))
         with TokenWriter(folder, schema) as writer:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                batch = batch.slice(0, total - done)
-                columns = {column: batch.column(rows.columns[column]).to_pylist() for column in encoder.columns}
-                coded = encoder.encode(columns)
-                kept: list[TokenRow] = []
-                for row in coded:
-                    tally.fates[row.fate] += 1
-                    tally.longest = max(tally.longest, row.length)
-                    if row.row is not None:
-                        kept.append(row.row)
-                        if info.labels:
-                            tally.labels[info.labels[row.row.label]] += 1
+                batch = batch.slice(0, total - tally.seen)
+                coded = encoder.encode({column: batch.column(stored[column]).to_pylist() for column in encoder.columns})
+                tally.add(coded)
                 references = pa.array([row.reference for row in coded], pa.string())
                 table = pa.record_batch([batch.column(0), references, *batch.columns[1:]], schema=schema)
-                writer.append(kept, table.filter(pa.array([row.row is not None for row in coded], pa.bool_())))
-                done += len(coded)
-                if progress is not None:
-                    progress("tokenising", before + done, sum(totals.values()))
-                if done >= total:
+                used = pa.array([row.row is not None for row in coded], pa.bool_())
+                writer.append([row.row for row in coded if row.row is not None], table.filter(used))
+                advance(len(coded))
+                if tally.seen >= total:
                     break
-            tally.info = writer.finish(info)
+            writer.finish(info)
     return tally
-
-
-def _judge(
-    data: DataSpec,
-    max_length: int,
-    tallies: Mapping[str, _Tally],
-    totals: Mapping[str, int],
-    labels: classes.Labels | None,
-    rows: RowsInfo,
-) -> list[str]:
-    """Refuses data that cannot be trained on; returns notices about what was changed or looks thin."""
-    fates = sum((tally.fates for tally in tallies.values()), Counter[str]())
-    total = sum(totals.values())
-    longest = max(tally.longest for tally in tallies.values())
-    if fates["long"] and data.too_long == "refuse":
-        raise DataError(
-            f"{fates['long']:,} of {total:,} rows are longer than {max_length:,} tokens (the longest has {longest:,}); "
-            "set data.too_long to cut or drop, or raise training.max_length as far as the model's context allows"
-        )
-    if fates["unlabelled"] > total / 2:
-        raise DataError(
-            f"{fates['unlabelled']:,} of {total:,} rows have no label; label them, or name the right column in data.columns.label"
-        )
-    for side, tally in tallies.items():
-        if not _info(tally).rows:
-            why = ", ".join(f"{tally.fates[fate]:,} {word}" for fate, word in _FATES.items() if tally.fates[fate] and fate != "cut")
-            raise DataError(f"no {side} row of {totals[side]:,} can be used ({why}); mend the rows, or see data.too_long")
-    notices = [
-        f"{fates[fate]:,} of {total:,} training and validation rows were {what}"
-        for fate, what in (
-            ("cut", f"cut to {max_length:,} tokens (the longest had {longest:,})"),
-            ("long", f"dropped, because they are longer than {max_length:,} tokens"),
-            ("empty", "dropped, because they have no text, prompt or answer"),
-            ("unlabelled", "dropped, because they have no label"),
-        )
-        if fates[fate]
-    ]
-    if rows.across:
-        notices.append(f"{rows.across:,} rows stand word for word on another side of the split as well; results there are too good")
-    if not rows.rows["test"] and data.split.by != "files" and data.split.test:
-        notices.append("no row is set aside as test, so the winner cannot be confirmed on rows that no trial has seen")
-    if labels is not None:
-        counts = {side: tally.labels for side, tally in tallies.items()}
-        notices += classes.check_classes(labels.words, counts, data.limit.train is not None)
-    return notices
-
-
-_FATES = {"cut": "cut", "long": "too long", "empty": "empty", "unlabelled": "without a label"}
-
-
-def _info(tally: _Tally) -> TokenInfo:
-    assert tally.info is not None
-    return tally.info
 
 
 def _bundle(folder: Path, name: str, source: str) -> Bundle:

@@ -41,17 +41,17 @@ def fingerprint(*parts: object) -> str:
     return hashlib.blake2b(_CANONICAL.encode(parts).encode(), digest_size=16).hexdigest()
 
 
-def text_hash(text: str, salt: bytes) -> int:
-    """64-bit hash of `text` under a salt. Raises UnicodeEncodeError if the text holds half a surrogate pair."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, person=salt).digest(), "big")
+def hash64(content: bytes, salt: bytes) -> int:
+    """64-bit hash of `content` under a salt."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8, person=salt).digest(), "big")
 
 
-def row_hashes(columns: Mapping[str, Sequence[object]]) -> list[int]:
-    """64-bit hash of each row of a batch. Raises UnicodeEncodeError if a text holds half a surrogate pair."""
+def canonical_rows(columns: Mapping[str, Sequence[object]]) -> list[bytes]:
+    """Each row of a batch in the one form that is hashed. Raises UnicodeEncodeError if a text holds half a surrogate pair."""
     names = sorted(columns)
     encode = _CANONICAL.encode
     return [
-        text_hash(encode({name: value for name, value in zip(names, values, strict=True) if value is not None}), ROW)
+        encode({name: value for name, value in zip(names, values, strict=True) if value is not None}).encode()
         for values in zip(*(columns[name] for name in names), strict=True)
     ]
 

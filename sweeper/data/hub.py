@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sweeper.errors import DataError
@@ -25,13 +26,16 @@ class HubPart:
     revision: str | None
     role: str = ""
 
-    def stamp(self) -> list[object] | None:
-        """None: only loading tells whether the hub has something newer."""
-        return None
+    def stamp(self) -> tuple[list[object], float]:
+        """Name and the library's own fingerprint of the content; it never changes under that name, so the time is 0.
+
+        Raises DataError if the data set cannot be loaded.
+        """
+        return [self.name, self.config, self.split, self.revision, self._loaded._fingerprint], 0.0
 
     def batches(self) -> Iterator[Mapping[str, list[object]]]:
         """The rows of the split. Raises DataError if it cannot be loaded."""
-        data = self._load()
+        data = self._loaded
         names = {column: feature.names for column, feature in data.features.items() if type(feature).__name__ == "ClassLabel"}
         for start in range(0, len(data), HUB_BATCH_ROWS):
             batch: dict[str, list[object]] = data[start : start + HUB_BATCH_ROWS]
@@ -39,7 +43,8 @@ class HubPart:
                 batch[column] = [_named(value, classes) for value in batch[column]]
             yield batch
 
-    def _load(self) -> Any:
+    @cached_property
+    def _loaded(self) -> Any:
         import datasets
 
         datasets.disable_progress_bars()

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sweeper.data import split as sides_of
-from sweeper.data.fingerprint import fingerprint, row_hashes
+from sweeper.data.fingerprint import ROW, canonical_rows, fingerprint, hash64
 from sweeper.data.source import Batch, Part, Source
 from sweeper.errors import DataError, nearest
 from sweeper.spec.models import SplitSpec
@@ -34,6 +34,7 @@ class Scan:
     sides: npt.NDArray[np.uint8]  # [rows] index into split.SIDES
     columns: dict[str, str]  # name -> bool, int, float or text
     content: str  # fingerprint of all rows, whatever their order
+    characters: int  # size of the rows, about
     across: int  # rows whose exact content stands on another side as well (by column, time or files)
 
     @property
@@ -48,12 +49,15 @@ def scan(source: Source, split: SplitSpec, progress: Progress | None = None) -> 
     keys: array[Any] = array("d" if split.by == "time" else "B" if split.by in ("column", "files") else "Q")
     kinds: dict[str, set[str]] = {}
     time_kinds: set[str] = set()
+    characters = 0
     for part in source.parts:
         before = len(hashes)
         for batch in part.batches():
             for name, values in batch.items():
                 kinds.setdefault(name, set()).update(_kind(value) for value in values)
-            new = _hash(batch, part, len(hashes) + 1)
+            rows = _canonical(batch, part, len(hashes) + 1)
+            characters += sum(map(len, rows))
+            new = [hash64(row, ROW) for row in rows]
             if split.by == "hash":
                 keys.extend(sides_of.hash_keys(new))
             elif split.by == "files":
@@ -75,10 +79,12 @@ def scan(source: Source, split: SplitSpec, progress: Progress | None = None) -> 
             raise DataError(f"{getattr(part, 'path', source.name)} holds no rows; it needs a header or columns, and rows")
     if len(time_kinds) > 1:
         raise DataError(f"the time column {split.column!r} mixes numbers and dates; write all of its rows in one way")
-    return _finished(np.array(hashes, np.uint64), np.array(keys), kinds, split)
+    return _finished(np.array(hashes, np.uint64), np.array(keys), kinds, characters, split)
 
 
-def _finished(hashes: npt.NDArray[np.uint64], keys: npt.NDArray[np.generic], kinds: dict[str, set[str]], split: SplitSpec) -> Scan:
+def _finished(
+    hashes: npt.NDArray[np.uint64], keys: npt.NDArray[np.generic], kinds: dict[str, set[str]], characters: int, split: SplitSpec
+) -> Scan:
     if split.by == "time":
         sides = sides_of.time_sides(keys.astype(np.float64), split.validation, split.test)
     elif split.by in ("column", "files"):
@@ -100,13 +106,14 @@ def _finished(hashes: npt.NDArray[np.uint64], keys: npt.NDArray[np.generic], kin
         sides=sides,
         columns={name: _column_kind(found) for name, found in kinds.items()},
         content=fingerprint(sorted(kinds), *owned),
+        characters=characters,
         across=across,
     )
 
 
-def _hash(batch: Batch, part: Part, first_row: int) -> list[int]:
+def _canonical(batch: Batch, part: Part, first_row: int) -> list[bytes]:
     try:
-        return row_hashes(batch)
+        return canonical_rows(batch)
     except UnicodeEncodeError:
         rows = f"{first_row} to {first_row + len(next(iter(batch.values()))) - 1}"
         name = getattr(part, "path", "the data set")

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sweeper.data.fingerprint import as_text, text_hash
+from sweeper.data.fingerprint import as_text, hash64
 from sweeper.errors import DataError
 
 RESERVED = ("row_id", "reference")
@@ -36,9 +36,9 @@ def write_seal(folder: Path, fingerprint: str, rows: int) -> None:
     path = folder / "sealed" / "test.parquet"
     values: dict[str, list[str]] = {}
     for name in pq.read_schema(path).names:
-        found = pc.unique(pq.read_table(path, columns=[name]).column(0)) if name not in RESERVED else None
-        if found is not None and len(found) <= _MOST_VALUES:
-            values[name] = sorted({_value_hash(value) for value in found.to_pylist()})
+        found = _distinct(path, name) if name not in RESERVED else None
+        if found is not None:
+            values[name] = sorted({_value_hash(value) for value in found})
     record = {
         "rows_fingerprint": fingerprint,
         "rows": rows,
@@ -106,8 +106,18 @@ def _record(folder: Path) -> dict[str, object]:
     return record
 
 
+def _distinct(path: Path, column: str) -> set[object] | None:
+    found: set[object] = set()
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=[column]):
+            found.update(pc.unique(batch.column(0)).to_pylist())
+            if len(found) > _MOST_VALUES:
+                return None
+    return found
+
+
 def _value_hash(value: object) -> str:
-    return f"{text_hash(as_text(value).strip(), b'sweeper.seal.1'):016x}"
+    return f"{hash64(as_text(value).strip().encode(), b'sweeper.seal.1'):016x}"
 
 
 def _hash(path: Path) -> str:

@@ -36,8 +36,8 @@ class Part(Protocol):
     @property
     def role(self) -> str: ...
 
-    def stamp(self) -> list[object] | None:
-        """What changes when the part changes, without reading it; None if there is nothing to go by."""
+    def stamp(self) -> tuple[list[object], float]:
+        """(what changes when the part changes, without reading it; Unix seconds of its last change)."""
         ...
 
     def batches(self) -> Iterator[Batch]:
@@ -52,10 +52,10 @@ class FilePart:
     path: Path
     role: str = ""
 
-    def stamp(self) -> list[object] | None:
+    def stamp(self) -> tuple[list[object], float]:
         """Path, size, time of change and inode."""
         stat = self.path.stat()
-        return [str(self.path.absolute()), self.role, stat.st_size, stat.st_mtime_ns, stat.st_ino]
+        return [str(self.path.absolute()), self.role, stat.st_size, stat.st_mtime_ns, stat.st_ino], stat.st_mtime
 
     def batches(self) -> Iterator[Batch]:
         """The rows of the file."""
@@ -72,10 +72,10 @@ class Source:
     name: str
     parts: tuple[Part, ...]
 
-    def stamp(self) -> list[list[object]] | None:
-        """The stamps of all parts; None if one of them has none."""
+    def stamp(self) -> tuple[list[object], float]:
+        """The stamps of all parts, and the time of the latest change."""
         stamps = [part.stamp() for part in self.parts]
-        return None if any(stamp is None for stamp in stamps) else [stamp for stamp in stamps if stamp is not None]
+        return [key for key, _ in stamps], max(changed for _, changed in stamps)
 
 
 def open_source(data: DataSpec) -> Source:
@@ -104,7 +104,11 @@ def find_files(pattern: str, where: str) -> list[Path]:
     plain = Path(pattern).expanduser()
     if plain.is_dir():
         raise DataError(f"{where} is the folder {pattern}; name a file in it, or all of them as {Path(pattern) / '*.parquet'}")
-    paths = [plain] if plain.exists() else [Path(name) for name in sorted(glob.glob(str(plain), recursive=True))]
+    paths = (
+        [plain]
+        if plain.exists()
+        else [path for name in sorted(glob.glob(str(plain), recursive=True)) if (path := Path(name)).is_file()]
+    )
     if not paths:
         raise DataError(f"{where} is {pattern}, but there is no such file (looked in {Path.cwd()}); mend the path")
     for path in paths:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sweeper.data.fingerprint import SIDE, as_text, text_hash
+from sweeper.data.fingerprint import SIDE, as_text, hash64
 from sweeper.errors import DataError, nearest
 from sweeper.spec.models import SplitSpec
 
@@ -62,15 +62,13 @@ def side_names(split: SplitSpec) -> dict[str, list[str]]:
 
 def hash_keys(hashes: Sequence[int]) -> list[int]:
     """64-bit keys of rows by their own content hash: what `threshold` compares."""
-    return [text_hash(f"{value:016x}", SIDE) for value in hashes]
+    return [hash64(f"{value:016x}".encode(), SIDE) for value in hashes]
 
 
 def group_keys(values: Sequence[object], hashes: Sequence[int]) -> list[int]:
     """64-bit keys of rows by their group; a row without one is a group of its own."""
-    return [
-        text_hash(f"group {text}" if (text := as_text(value)) else f"{own:016x}", SIDE)
-        for value, own in zip(values, hashes, strict=True)
-    ]
+    names = [f"group {as_text(value)}" if as_text(value) else f"{own:016x}" for value, own in zip(values, hashes, strict=True)]
+    return [hash64(name.encode(), SIDE) for name in names]
 
 
 def threshold(keys: npt.NDArray[np.uint64], validation: float, test: float) -> Sides:

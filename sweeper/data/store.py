@@ -8,7 +8,8 @@
         rows.json            RowsInfo
         <tokens fingerprint>/train, validation: token sets (see build.py)
 
-Rows are brought into hash order by way of buckets of some 65,000 rows, so one bucket is in memory, not the data set.
+Rows are brought into hash order by way of buckets of at most 64 MB (more where 64 of them do not hold a side), so that one bucket
+is in memory, not the data set.
 Does not know: templates, tokenizers, tasks. Cost: one more reading of the source, and one copy of it on disk (zstd).
 """
 
@@ -38,7 +39,9 @@ from sweeper.errors import DataError
 
 _POSITION = "__position__"
 _BUCKET_ROWS = 65_536
-_MOST_BUCKETS = 256
+_BUCKET_BYTES = 64 * 2**20
+_MOST_BUCKETS = 64
+"""Of one side, because every bucket is an open file while rows are sorted."""
 _TYPES = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "text": pa.string()}
 _ASIDE = ".aside-"
 
@@ -140,7 +143,8 @@ def _positions(found: Scan) -> npt.NDArray[np.int64]:
 def _fill_buckets(source: Source, found: Scan, info: RowsInfo, aside: Path, progress: Progress | None) -> dict[int, list[Path]]:
     total = len(found.hashes)
     positions = _positions(found)
-    width = max(_BUCKET_ROWS, -(-total // _MOST_BUCKETS))
+    fitting = max(1, int(_BUCKET_BYTES / max(1.0, found.characters / total)))
+    width = max(min(_BUCKET_ROWS, fitting), -(-total // _MOST_BUCKETS))
     bucket_of = positions // width
     schema = _schema(found, info).append(pa.field(_POSITION, pa.int64()))
     (aside / "buckets").mkdir()

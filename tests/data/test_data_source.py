@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pytest
 from data_helpers import reviews, spec_of, write_csv, write_jsonl
@@ -105,7 +106,10 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path, built: Built) -
         built(path=str(tmp_path))
 
 
-def test_a_hub_data_set_is_read_with_the_names_of_its_classes(tmp_path: Path, built: Built) -> None:
+def test_a_hub_data_set_is_read_with_the_names_of_its_classes(
+    tmp_path: Path, built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     # `load_dataset` takes a folder as it takes a hub id, with the same features.
     folder = tmp_path / "set"
     folder.mkdir()
@@ -118,11 +122,11 @@ def test_a_hub_data_set_is_read_with_the_names_of_its_classes(tmp_path: Path, bu
     assert bundle.labels == ("negative", "positive")
     assert bundle.counts["source"] == 60
     assert bundle.source == f"hub:{folder}:train"
+    monkeypatch.setattr("sweeper.data.build.scan", None)
+    assert built(hub={"name": str(folder)}) == bundle
 
 
 def test_a_hub_data_set_out_of_reach_gets_one_sentence(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets
-
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"hub data set 'nobody/nothing' .* cannot be loaded") as caught:
         built(hub={"name": "nobody/nothing"})

@@ -108,7 +108,7 @@ def test_the_same_rows_in_csv_or_jsonl_in_any_order_have_one_fingerprint(tmp_pat
 def test_many_buckets_give_the_same_order_as_one(tmp_path: Path, built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = reviews(5000)
     one = TokenSet(built(rows).train)
-    monkeypatch.setattr("sweeper.data.store._BUCKET_ROWS", 37)
+    monkeypatch.setattr("sweeper.data.store._BUCKET_BYTES", 10_000)
     data = {"task": "classify", "path": str(tmp_path / "data.jsonl")}
     many = TokenSet(build(spec_of(data, max_length=64), make_tokenizer(), tmp_path / "other").train)
     assert many.row_ids() == one.row_ids()
