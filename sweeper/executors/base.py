@@ -1,0 +1,188 @@
+"""What every executor shares: the seam's protocols, how an engine is built, and the loop that drives one engine in process.
+
+    drive:  admit while slots are free -> step -> reports to the source, its answers to the engine -> ended trials to the source
+
+Does not know: what a trial is made of, what a study is, Ray. Cost: one call of the source for each report, and at least one call
+of `decisions` every 2 s; microseconds otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+from sweeper.engine.base import Ended, Engine, EngineSetup, Event
+from sweeper.errors import TrialError
+from sweeper.executors.interrupt import Interrupts, deferred
+from sweeper.records import (
+    Action,
+    Decision,
+    Depot,
+    Done,
+    Ending,
+    Executor,
+    Outcome,
+    Report,
+    ReportKind,
+    TrialSource,
+    TrialSpec,
+    Wait,
+)
+
+__all__ = ["EngineFactory", "Executor", "TrialSource", "calls_for_engine", "drive", "trial_engine"]
+
+EngineFactory = Callable[[EngineSetup, Depot], Engine]
+"""Builds an engine where it is to live; picklable. Raises UserError if the model or the data cannot be used."""
+
+T = TypeVar("T")
+
+ASK_SECONDS = 1.0  # between questions to the source while nothing happens; the protocol allows 2
+IDLE_SECONDS = 0.05
+
+_log = logging.getLogger(__name__)
+
+
+def trial_engine(setup: EngineSetup, depot: Depot) -> Engine:
+    """The engine that trains; torch is imported here and not before."""
+    from sweeper.engine.engine import TrialEngine
+
+    engine: Engine = TrialEngine(setup, depot)
+    return engine
+
+
+def calls_for_engine(decision: Decision, parked: bool) -> bool:
+    """Whether the engine must hear of a decision: STOP and PAUSE always, CONTINUE where the trial is parked, LATER never."""
+    return decision.action in (Action.STOP, Action.PAUSE) or (decision.action is Action.CONTINUE and parked)
+
+
+def drive(engine: Engine, source: TrialSource) -> None:
+    """Trains with one engine until the source is Done and every trial has ended.
+
+    Ctrl-C (noted, and acted on between two steps) preempts all trials, then raises KeyboardInterrupt. So does any error of
+    the engine; after an error of the source nothing more is told to it. The engine stays open: closing it is its maker's.
+    """
+    with deferred() as interrupts:
+        _Drive(engine, source, interrupts).run()
+
+
+class _Drive:
+    """One run of `drive`. `inside` are the trials in slots, `parked` those of them that wait for a decision."""
+
+    def __init__(self, engine: Engine, source: TrialSource, interrupts: Interrupts) -> None:
+        self._engine = engine
+        self._source = source
+        self._interrupts = interrupts
+        self._inside: set[int] = set()
+        self._parked: set[int] = set()
+        self._events: deque[Event] = deque()
+        self._done = False
+        self._hungry = True  # something happened since the source last said Wait
+        self._asked = 0.0
+        self._source_failed = False
+
+    def run(self) -> None:
+        try:
+            while not (self._done and not self._inside):
+                if self._interrupts.requested:
+                    raise KeyboardInterrupt
+                self._turn()
+        except KeyboardInterrupt:
+            self._preempt("interrupted")
+            raise
+        except BaseException as error:
+            if not self._source_failed:
+                self._preempt(f"the executor stopped: {error}")
+            raise
+
+    def _turn(self) -> None:
+        self._admit()
+        if self._inside:
+            self._events.extend(self._engine.step())
+        happened = bool(self._events)
+        self._drain()
+        self._steer(happened)
+        if self._inside <= self._parked and not (self._done and not self._inside):
+            time.sleep(IDLE_SECONDS)
+
+    def _admit(self) -> None:
+        while not self._done and self._hungry and self._engine.available() > 0:
+            answer = self._tell(self._source.next_trial)
+            if isinstance(answer, Done):
+                self._done = True
+            elif isinstance(answer, Wait):
+                self._hungry = False
+            else:
+                self._start(answer)
+
+    def _start(self, trial: TrialSpec) -> None:
+        self._inside.add(trial.number)
+        try:
+            self._engine.admit(trial)
+        except TrialError as error:
+            self._events.append(Ended(trial.number, Outcome(Ending.FAILED, reason=str(error))))
+            self._drain()
+
+    def _drain(self) -> None:
+        """Hands on every event; each leaves the queue once it was told, so that an interrupt in between loses none."""
+        while self._events:
+            event = self._events[0]
+            if isinstance(event, Report):
+                self._report(event)
+            else:
+                self._end(event)
+
+    def _report(self, report: Report) -> None:
+        decision = self._tell(lambda: self._source.on_report(report))
+        self._events.popleft()
+        if report.kind is ReportKind.RUNG:
+            self._parked.add(report.trial)
+        self._hungry = self._hungry or report.kind is not ReportKind.PROGRESS
+        self._obey(decision, report.trial)
+
+    def _end(self, event: Ended) -> None:
+        self._tell(lambda: self._source.on_end(event.trial, event.outcome))
+        self._events.popleft()
+        self._inside.discard(event.trial)
+        self._parked.discard(event.trial)
+        self._hungry = True
+
+    def _steer(self, happened: bool) -> None:
+        now = time.monotonic()
+        if not happened and now - self._asked < (IDLE_SECONDS * 4 if self._parked else ASK_SECONDS):
+            return
+        self._asked, self._hungry = now, True
+        for decision in self._tell(self._source.decisions):
+            self._obey(decision, decision.trial)
+        self._drain()
+
+    def _obey(self, decision: Decision, trial: int) -> None:
+        if trial in self._inside and calls_for_engine(decision, trial in self._parked):
+            self._parked.discard(trial)
+            self._events.extend(self._engine.decide(decision))
+
+    def _preempt(self, reason: str) -> None:
+        """Ends every trial as PREEMPTED, with the checkpoint that the engine could still write."""
+        try:
+            self._events.extend(self._engine.preempt())
+        except Exception as error:
+            _log.warning("the engine could not write its last checkpoints: %s", error)
+        outcomes = {event.trial: event.outcome for event in self._events if isinstance(event, Ended)}
+        for event in self._events:
+            if isinstance(event, Report):
+                self._source.on_report(event)  # the answer comes too late
+        for trial in sorted(self._inside):
+            self._source.on_end(trial, outcomes.get(trial, Outcome(Ending.PREEMPTED, reason=reason)))
+        self._inside.clear()
+
+    def _tell(self, call: Callable[[], T]) -> T:
+        """Calls the source, and notes that it failed, so that it is not called again."""
+        try:
+            return call()
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            self._source_failed = True
+            raise
