@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sweeper.data.tokens import TokenRow
 from sweeper.engine.base import EngineSetup
+from sweeper.engine.dropout import set_dropout
 from sweeper.engine.export import adapter_files
 from sweeper.engine.frozen import freeze
 from sweeper.engine.lora import Adapter, LoraLinear, dropout_level, initial_bound
@@ -44,6 +45,7 @@ class LoraNet:
         self._packed = PackedModel(
             setup.model, training.dtype, setup.device, setup.trust_remote_code, training.gradient_checkpointing
         )
+        set_dropout(self._packed.model, 0.0)  # recomputing activations puts the model into training mode
         self._base_name = setup.model
         self._dtype = next(self._packed.model.parameters()).dtype
         self._layers = self._replace_linears(training.base)

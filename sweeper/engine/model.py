@@ -94,6 +94,15 @@ def load_model(folder: Path | str, dtype: str, attention: str, device: str = "cp
     return model.eval().to(device)
 
 
+def recompute_activations(model: Any) -> None:
+    """Gradient checkpointing: activations are computed again in the backward pass. transformers renamed it within version 5."""
+    arguments = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
+
+
 def load_tokenizer(folder: Path | str, trust_remote_code: bool = False) -> Any:
     """The tokenizer in `folder`. Raises ModelError."""
     with _sentences(folder):
@@ -160,7 +169,7 @@ def _sentences(folder: Path | str) -> Iterator[None]:
     disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # tokenizers raises bare Exceptions
         first = str(error).strip().split("\n", 1)[0]
         raise ModelError(f"the model in {folder} cannot be loaded: {first or type(error).__name__}") from error
 

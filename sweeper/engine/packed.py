@@ -21,7 +21,7 @@ from sweeper.data.tokens import TokenRow
 from sweeper.engine.attention import NAME, RowCache, attach
 from sweeper.engine.head import best_tokens, head_losses, target_log_probs
 from sweeper.engine.layout import Current, Layout, Part, RowInput, build
-from sweeper.engine.model import load_model
+from sweeper.engine.model import load_model, recompute_activations
 
 LabelIds = Sequence[Sequence[int]]
 
@@ -48,7 +48,7 @@ class PackedModel:
         self._backbone = self.model.base_model
         self._checkpointing = checkpointing
         if checkpointing:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(self.model)
 
     @property
     def head(self) -> Tensor:

@@ -25,7 +25,7 @@ from sweeper.engine.binding import Binding
 from sweeper.engine.dropout import seeded, set_dropout
 from sweeper.engine.export import adapter_files
 from sweeper.engine.full import model_files, require_one_slot
-from sweeper.engine.model import linear_names, load_model
+from sweeper.engine.model import linear_names, load_model, recompute_activations
 from sweeper.engine.optimizer import Row
 from sweeper.engine.packed import Chunk, LabelIds
 from sweeper.engine.params import Params
@@ -43,7 +43,7 @@ class PlainNet:
         training = setup.training
         self._base: Any = load_model(setup.model, training.dtype, "sdpa", setup.device, setup.trust_remote_code)
         if training.gradient_checkpointing:
-            self._base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(self._base)
             self._base.enable_input_require_grads()
         self._setup = setup
         self._device = setup.device
