@@ -144,7 +144,7 @@ class World:
     def __post_init__(self) -> None:
         make = classify_rows if self.task == "classify" else instruct_rows
         self.train = write_rows(self.root / "train", make(48, 1), self.task)
-        self.validation = write_rows(self.root / "validation", make(40, 2), self.task)
+        self.validation = write_rows(self.root / "validation", make(24, 2), self.task)
         self.depot = FolderDepot(self.root / "depot")
 
     def setup(self, **changes: Any) -> EngineSetup:
