@@ -1,0 +1,1 @@
+"""What we train on: read, split, sealed, tokenised, fingerprinted. `build.build` leads in, `tokens.TokenSet` leads out."""

@@ -53,6 +53,10 @@ def resolve(given: dict[str, str] | list[str] | None, found: Mapping[str, int], 
     if twice is not None:
         raise DataError(f"data.labels lists {twice!r} twice; list each label once")
     words = tuple(dict.fromkeys(words for _, words in pairs))
+    if len(words) == 1 and any(value not in values for value in found):
+        raise DataError(
+            f"data.labels has only {words[0]!r}, but classify needs at least two; found are: {', '.join(sorted(found))}"
+        )
     if len(words) == 1:
         raise DataError(f"all rows have the label {words[0]!r}, but classify needs at least two classes; add rows of another")
     unknown = [value for value in found if value not in values]

@@ -92,10 +92,15 @@ def prompt_encoder(
 ) -> PromptEncoder:
     """The encoder of classify or instruct for new rows, which lack the answer's column; `words` are the classes, in order.
 
-    `prompts(batch)` and `cut_prompt` are what predicting needs. Raises DataError for another task or a missing column.
+    A new row may also bear the name of the role (text, prompt) in place of the column's. `prompts(batch)` and `cut_prompt` are what
+    predicting needs. Raises DataError for another task or a missing column.
     """
     if data.task not in _ANSWER:
         raise DataError(f"task {data.task} has no prompt of its own; predict needs task classify or instruct")
+    renamed: dict[str, str] = {
+        role: role for role in ("text", "prompt") if getattr(data.columns, role) not in available and role in available
+    }
+    data = data.model_copy(update={"columns": data.columns.model_copy(update=renamed)})
     answer = getattr(data.columns, _ANSWER[data.task]) or _ANSWER[data.task]
     labels = classes.Labels(words, {word: number for number, word in enumerate(words)}) if data.task == "classify" else None
     encoder = encoder_of(data, tokenizer, list(dict.fromkeys([*available, answer])), max_length, labels)

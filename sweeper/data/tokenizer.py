@@ -81,6 +81,9 @@ def _options(model: ModelSpec, gguf: str | None) -> dict[str, Any]:
 
 def _why_not(model: ModelSpec, what: str, error: Exception) -> str:
     reason = next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if reason.endswith(":"):
+        # The library goes on with a list of what it would have liked; our own sentence says what to do.
+        reason = "there is none"
     name, gguf = locate(model)
     if "trust_remote_code" in str(error):
         return f"model {model.name} ships its own code; set model.trust_remote_code: true if you trust it"

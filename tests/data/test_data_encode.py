@@ -18,7 +18,7 @@ from sweeper.data.encode import leading_ids
 from sweeper.data.task import prompt_encoder
 from sweeper.data.tokens import TokenSet
 from sweeper.errors import DataError, ModelError
-from sweeper.spec.models import DataSpec
+from sweeper.spec.models import Columns, DataSpec
 
 Built = Callable[..., Bundle]
 
@@ -51,6 +51,15 @@ def test_the_prompt_is_tokenised_as_it_will_be_at_prediction(built: Built, token
     texts = [str(text) for text in tokens.column("text")]
     new = prompt_encoder(data, tokenizer, ["text"], 64, tokens.info.labels).prompts({"text": texts})
     assert new == [tokens.row(i).ids[: tokens.row(i).prompt].tolist() for i in range(len(tokens))]
+
+
+def test_new_rows_may_name_the_column_by_its_role(tokenizer: Any) -> None:
+    for template in (None, "Review: {text}"):
+        data = DataSpec(task="classify", path="x", columns=Columns(text="sentence"), template=template)
+        by_role = prompt_encoder(data, tokenizer, ["text"], 64, ("a", "b")).prompts({"text": ["good film"]})
+        assert by_role == prompt_encoder(data, tokenizer, ["sentence"], 64, ("a", "b")).prompts({"sentence": ["good film"]})
+    with pytest.raises(DataError, match="'sentence', which the data does not have"):
+        prompt_encoder(data, tokenizer, ["title"], 64, ("a", "b"))
 
 
 @pytest.mark.parametrize(

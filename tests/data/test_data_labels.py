@@ -36,7 +36,10 @@ def sided(train: list[str | None], validation: list[str | None], test: list[str 
         ({"task": "instruct"}, "task instruct needs a prompt column"),
         ({"task": "instruct", "template": "{text}"}, "task instruct needs a completion column"),
         ({"task": "chat"}, "needs a messages column"),
-        ({"labels": ["positive"]}, "all rows have the label 'positive'"),
+        (
+            {"labels": ["positive"]},
+            "data.labels has only 'positive', but classify needs at least two; found are: negative, positive",
+        ),
         ({"labels": ["positive", "negativ"]}, r"is 'negative' in 3\d rows .* did you mean 'negativ'\?"),
         ({"labels": {"positive": "yes", "negative": " "}}, "empty answer"),
         ({"labels": ["positive", "negative", "positive"]}, "lists 'positive' twice"),
