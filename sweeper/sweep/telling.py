@@ -113,7 +113,7 @@ class Teller:
 
     def _trial_started(self, event: EventRow) -> None:
         number, sweep = _number(event), self._run(None)
-        tags = {"sweeper.attempt": str(event.payload.get("attempt", 0))}
+        tags = {f"sweeper.{name}": str(event.payload[name]) for name in ("attempt", "source", "seed") if name in event.payload}
         run = self._ledger.tracker_run(self._tracker.key, number)
         run = self._tracker.start_trial(sweep, number, event.payload.get("params") or {}, tags, run, event.time_ms)
         self._ledger.set_tracker_run(self._tracker.key, number, run)

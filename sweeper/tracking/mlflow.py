@@ -29,6 +29,7 @@ from sweeper.tracking.memory import status_of
 from sweeper.tracking.privacy import quiet
 
 PARENT = "mlflow.parentRunId"
+SOURCE = {"mlflow.source.name": "sweeper", "mlflow.source.type": "LOCAL"}
 FIXED = {"model": ("model", "name"), "method": ("training", "method"), "task": ("data", "task"), "base": ("training", "base")}
 """Parameters of the parent run: parts of the spec that a study can never change, since MLflow refuses a changed parameter."""
 
@@ -67,7 +68,7 @@ class MlflowTracker:
         time_ms: int | None = None,
     ) -> str:
         wanted = {TAG_STUDY: study, **{name: tags[name] for name in (TAG_SWEEP,) if name in tags}}
-        labels = {TAG_STUDY: study, TAG_STATE: "running", **mask_tags(tags)}
+        labels = {**SOURCE, TAG_STUDY: study, TAG_STATE: "running", **mask_tags(tags)}
         with self._told():
             found = self._existing(run) or self._find(wanted, f"attribute.run_name = {_quoted(study)}")
             if found is None:
@@ -88,7 +89,8 @@ class MlflowTracker:
         run: str | None = None,
         time_ms: int | None = None,
     ) -> str:
-        labels = {PARENT: sweep, TAG_TRIAL: str(number), TAG_STATE: TrialState.RUNNING.value, **mask_tags(tags)}
+        state = {TAG_TRIAL: str(number), TAG_STATE: TrialState.RUNNING.value}
+        labels = {**SOURCE, PARENT: sweep, **state, **mask_tags(tags)}
         with self._told():
             self._reopen(self._client.get_run(sweep))
             found = self._existing(run) or self._find({PARENT: sweep, TAG_TRIAL: str(number)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 import uuid
 import zipfile
 from pathlib import Path
@@ -127,12 +128,12 @@ class WandbLab:
 
         runs: dict[str, RunView] = {}
         raw = ""
+        self._wait_written()
         for path in sorted(self.folder.glob("wandb/offline-run-*/*.wandb")):
             seen = runs.setdefault(path.stem.removeprefix("run-"), RunView(times={}))
             assert seen.times is not None
             for body in _leveldb_records(path):
-                record = wandb_internal_pb2.Record()
-                record.ParseFromString(body)
+                record = wandb_internal_pb2.Record.FromString(body)
                 raw += str(record)
                 for update in [*record.run.config.update, *record.config.update]:
                     name = update.key or ".".join(update.nested_key)
@@ -150,6 +151,19 @@ class WandbLab:
         for seen in runs.values():
             _put(view, seen)
         return view
+
+    def _wait_written(self) -> None:
+        """`finish` returns before W&B's own process has written the end of a file."""
+        from wandb.proto import wandb_internal_pb2
+
+        def ended(path: Path) -> bool:
+            kinds = (wandb_internal_pb2.Record.FromString(body).WhichOneof("record_type") for body in _leveldb_records(path))
+            return "exit" in set(kinds)
+
+        until = time.monotonic() + 20
+        while not all(ended(path) for path in self.folder.glob("wandb/offline-run-*/*.wandb")):
+            assert time.monotonic() < until, "W&B has not written the end of a run"
+            time.sleep(0.05)
 
 
 def _leveldb_records(path: Path) -> list[bytes]:
