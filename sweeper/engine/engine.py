@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -260,8 +261,8 @@ class TrialEngine:
 
     def _evaluated(self, running: Running, nominal: int) -> list[Event]:
         """Reports the evaluation `nominal`, and what follows: parking, the end, or going on."""
-        measured, p = running.measured, running.progress
-        assert measured is not None
+        assert running.measured is not None
+        measured, p = replace(running.measured, nominal=nominal), running.progress
         rung, final = running.is_rung(nominal), running.is_final(nominal)
         name = self._checkpoint(running) if rung else None
         kind = ReportKind.RUNG if rung else ReportKind.EVALUATION

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from sweeper.data.tokens import TokenRow
 from sweeper.engine.base import EngineSetup
@@ -37,11 +38,13 @@ class FullNet:
         )
         self._folder = Path(setup.model)
         self._parameters = list(self._packed.model.parameters())
-        self._base = [p.detach().clone() for p in self._parameters]
+        self._base: list[Tensor] = []
         self._binding: Binding | None = None
         self._dropout = 0.0
 
     def place(self, slot: int, params: Params, seed: int) -> Row:
+        # Copied when the first trial comes: a model that only predicts needs no second one.
+        self._base = self._base or [p.detach().clone() for p in self._parameters]
         with torch.no_grad():
             for p, base in zip(self._parameters, self._base, strict=True):
                 p.copy_(base)

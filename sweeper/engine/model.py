@@ -219,8 +219,9 @@ def _write_gguf(path: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     # save_pretrained refuses a model that came from a GGUF file: a fresh one of the same config saves.
     raw = {k: v for k, v in source.config.to_dict().items() if k != "quantization_config"}
-    model = AutoModelForCausalLM.from_config(type(source.config).from_dict(raw), dtype=torch.float32)
-    model.load_state_dict(source.state_dict())
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(type(source.config).from_dict(raw), dtype=torch.float32)
+    model.load_state_dict(source.state_dict(), assign=True)
     model.tie_weights()
     model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))

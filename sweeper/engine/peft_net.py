@@ -49,7 +49,7 @@ class PlainNet:
         self._device = setup.device
         self._lora = training.method == "lora"
         self._linears = linear_names(self._base)
-        self._untouched = [] if self._lora else [p.detach().clone() for p in self._base.parameters()]
+        self._untouched: list[Tensor] = []
         self._model: Any = self._base
         self._binding: Binding | None = None
         self._params: Params | None = None
@@ -59,6 +59,8 @@ class PlainNet:
         if self._lora:
             self._wrap(params, seed)
         else:
+            # Copied when the first trial comes: a model that only predicts needs no second one.
+            self._untouched = self._untouched or [p.detach().clone() for p in self._base.parameters()]
             with torch.no_grad():
                 for p, value in zip(self._base.parameters(), self._untouched, strict=True):
                     p.copy_(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_chunks_hold_every_row_once_and_two_neighbours_never_fit_into_one(world:
         assert sorted(row for chunk in chunks for row in chunk) == list(range(len(lengths)))
         sizes = [sum(lengths[row] for row in chunk) for chunk in chunks]
         assert all(size <= 32 or len(chunk) == 1 for size, chunk in zip(sizes, chunks, strict=True))
-        assert all(a + b > 32 for a, b in zip(sizes, sizes[1:], strict=False))
+        assert all(a + b > 32 for a, b in itertools.pairwise(sizes))
 
 
 @pytest.mark.parametrize(
