@@ -54,9 +54,9 @@ def mlflow_artifact_root(home: Path) -> Path:
 def _installed(kind: str) -> bool:
     if importlib.util.find_spec(_MODULES[kind]) is not None:
         return True
+    package = "mlflow" if kind == "mlflow" else f"'sweeper[{kind}]'"
     raise UserError(
-        f"tracking names {kind}, but {_MODULES[kind]} is not installed; "
-        f"run `pip install 'sweeper[{kind}]'`, or take it out of tracking"
+        f"tracking names {kind}, but {_MODULES[kind]} is not installed; run `pip install {package}`, or take it out of tracking"
     )
 
 

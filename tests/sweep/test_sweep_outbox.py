@@ -289,7 +289,7 @@ def test_kill_9_in_the_middle_doubles_nothing_in_mlflow(depot: Path) -> None:
         assert driver.stdout is not None
         assert driver.stdout.readline().strip() == last_word
         os.kill(driver.pid, signal.SIGKILL if last_word == "now" else signal.SIGCONT)
-        driver.wait(20)
+        driver.communicate(timeout=20)
 
     from mlflow import MlflowClient
 
