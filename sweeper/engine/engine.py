@@ -141,7 +141,7 @@ class TrialEngine:
 
     def close(self) -> None:
         self._running.clear()
-        del self._net
+        self.__dict__.pop("_net", None)
         gc.collect()
 
     def _preempt(self, running: Running) -> Ended:

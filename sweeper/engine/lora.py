@@ -68,7 +68,9 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [1, T, in] -> [1, T, out]."""
         segments = [s for s in self._current.require().segments if s.slot in self.adapters]
-        out: Tensor = _LoraFunction.apply(x[0], self._anchor, self, segments)  # type: ignore[no-untyped-call]
+        # Below the lowest adapter nothing needs a gradient, and the backward pass ends there.
+        anchor = self._anchor if segments else None
+        out: Tensor = _LoraFunction.apply(x[0], anchor, self, segments)  # type: ignore[no-untyped-call]
         return out[None]
 
 
@@ -76,7 +78,7 @@ class _LoraFunction(torch.autograd.Function):
     """The anchor is an empty tensor that needs a gradient: without it the first layer, whose input needs none, has no backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: LoraLinear, segments: list[Segment]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, anchor: Tensor | None, layer: LoraLinear, segments: list[Segment]) -> Tensor:
         y = layer.frozen.forward(x)
         lows: list[Tensor] = []
         masks: list[Tensor | None] = []

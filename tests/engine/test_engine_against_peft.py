@@ -78,7 +78,8 @@ def reference_steps(model: Any, world: World, rows: list[list[int]], learning_ra
 
 
 @pytest.mark.parametrize(
-    ("family", "targets"), [("llama", "all"), ("qwen3", "qv"), ("gpt_neox", "all"), ("llama", "mlp"), ("gpt2", "all")]
+    ("family", "targets"),
+    [("llama", "all"), ("qwen3", "qv"), ("gpt_neox", "all"), ("llama", "mlp"), ("llama", "layers.1.mlp.up_proj"), ("gpt2", "all")],
 )
 def test_lora_trains_as_peft_does(make_world: Callable[..., World], family: str, targets: str) -> None:
     world = make_world(family)
@@ -90,7 +91,7 @@ def test_lora_trains_as_peft_does(make_world: Callable[..., World], family: str,
     model = PeftModel.from_pretrained(base, str(start), is_trainable=True)
     expected = reference_steps(model, world, rows, 1e-2)
 
-    assert expected[-1] < expected[0] - 0.5, "the reference learned nothing, so agreement would mean nothing"
+    assert expected[-1] < expected[0] - 0.1, "the reference learned nothing, so agreement would mean nothing"
     np.testing.assert_allclose(losses, expected, atol=2e-5)
     mine = engine._net.export(0)
     (world.root / "end").mkdir()
