@@ -137,7 +137,8 @@ def reached(url: URL) -> Iterator[None]:
 
 def _engine(url: URL, **options: object) -> sa.Engine:
     with reached(url):
-        return sa.create_engine(url, **options)
+        # Without a pool: a reader that is forgotten holds no connection.
+        return sa.create_engine(url, poolclass=sa.NullPool, **options)
 
 
 def _optuna_errors() -> tuple[type[Exception], ...]:

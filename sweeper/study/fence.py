@@ -113,7 +113,7 @@ class Fence:
 
     def release(self) -> None:
         """Gives the study back; whatever is written afterwards is refused."""
-        if not self._open:
+        if not (self._open and self._guarding):
             return
         with contextlib.suppress(FencedError), self._engine.begin() as connection:
             now = now_ms(connection)

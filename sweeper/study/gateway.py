@@ -15,6 +15,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
+from optuna.storages import RDBStorage
+
 from sweeper.errors import BusyError, FencedError, StudyError
 from sweeper.records import Action, Decision, Done, Outcome, Report, ReportKind, TrialSpec, TrialState, Wait
 from sweeper.study.collapse import judge_collapse
@@ -43,16 +45,10 @@ class Gateway:
         with reached(self._url):
             storage = connect(self._url)
             self._engine = storage.engine
-            prepare_engine(self._engine)
-            upgrade(self._engine)
-            if not check_identity(self._engine, plan) and has_study(storage, plan.name):
-                raise StudyError(f"the database has an Optuna study {plan.name!r} that Sweeper did not make; choose another name")
-            self._sampling = Sampling(plan)
             self._fence = Fence(self._engine, plan.name)
-            self._fence.take(driver, stale=stale)
-            self._fence.guard()
             self.ledger = Ledger(self._engine, plan.name)
             try:
+                self._take(storage, driver, stale)
                 self._before = self.ledger.seconds_driven()
                 write_sweep(self.ledger, plan, self.term)
                 self._writes = StudyWrites(plan, self.ledger, OptunaStore(storage, plan), self._sampling, self.term)
@@ -65,6 +61,16 @@ class Gateway:
         self._closed = False
         self._heart = Heart(self._beat)
         self._heart.start()
+
+    def _take(self, storage: RDBStorage, driver: str, stale: float) -> None:
+        """Everything that may be refused comes before the study is taken."""
+        prepare_engine(self._engine)
+        upgrade(self._engine)
+        if not check_identity(self._engine, self.plan) and has_study(storage, self.plan.name):
+            raise StudyError(f"the database has an Optuna study {self.plan.name!r} that Sweeper did not make; choose another name")
+        self._sampling = Sampling(self.plan)
+        self._fence.take(driver, stale=stale)
+        self._fence.guard()
 
     @classmethod
     def open(cls, url: str, plan: StudyPlan, *, driver: str, wait: float = 0.0, stale: float = STALE_SECONDS) -> Gateway:
@@ -124,7 +130,7 @@ class Gateway:
             if report.kind is ReportKind.PROGRESS:
                 self._writes.progress(row, report)
                 return Decision(report.trial, Action.CONTINUE)
-            if self.ledger.has_report(report):
+            if self._writes.has(report):
                 known = self.ledger.last_decision(report.trial, report.attempt, report.nominal)
                 return known or Decision(report.trial, Action.CONTINUE)
             return self._writes.evaluation(row, report, lambda: self._decide(row, report))

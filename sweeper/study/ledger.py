@@ -173,16 +173,11 @@ class Ledger:
         time = {"nominal": report.nominal, "examples": report.examples, "time_ms": report.time_ms}
         upsert(connection, CHECKPOINTS, {**row, **time})
 
-    def has_report(self, report: Report) -> bool:
-        """Whether this very evaluation of this attempt is stored already."""
-        place = (
-            REPORTS.c.study == self.study,
-            REPORTS.c.number == report.trial,
-            REPORTS.c.attempt == report.attempt,
-            REPORTS.c.nominal == report.nominal,
-        )
+    def reported(self) -> set[tuple[int, int, int]]:
+        """(trial, attempt, nominal) of every evaluation that is stored."""
+        query = sa.select(REPORTS.c.number, REPORTS.c.attempt, REPORTS.c.nominal).where(REPORTS.c.study == self.study)
         with self.begin() as connection:
-            return connection.execute(sa.select(REPORTS.c.kind).where(*place)).first() is not None
+            return {(row.number, row.attempt, row.nominal) for row in connection.execute(query)}
 
     def curves(self) -> dict[int, dict[int, float]]:
         """Objective by trial and nominal examples: of the first attempt that got there, as Optuna keeps it."""

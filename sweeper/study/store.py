@@ -85,11 +85,9 @@ class OptunaStore:
         self._storage.set_trial_state_values(trial_id, OptunaState.RUNNING)
 
     def report(self, trial_id: int, step: int, value: float) -> None:
-        """An intermediate value; the first one of a step stays. Optuna takes none where there are several objectives."""
+        """The intermediate value of a step. Optuna takes none where there are several objectives."""
         if self._single:
-            known = self._storage.get_trial(trial_id)
-            if not known.state.is_finished() and step not in known.intermediate_values:
-                self._storage.set_trial_intermediate_value(trial_id, step, value)
+            self._storage.set_trial_intermediate_value(trial_id, step, value)
 
     def wait(self, trial_id: int) -> None:
         """RUNNING to WAITING: paused or interrupted."""

@@ -39,6 +39,7 @@ class StudyWrites:
             self.trials = {row.number: row for row in read_trials(connection, plan.name)}
         self.curves: dict[int, dict[int, float]] = ledger.curves()
         self.used = {sampling.space.signature(row.params) for row in self.trials.values()}
+        self._reported = ledger.reported()
         self._stops: dict[int, Decision] = {}
 
     def start(self, row: TrialRow) -> TrialRow:
@@ -74,13 +75,21 @@ class StudyWrites:
             write_usage(connection, self._plan.name, row.number, row.attempt, report, ended=False)
         self.trials[row.number] = row
 
+    def has(self, report: Report) -> bool:
+        """Whether this very evaluation of this attempt is stored already."""
+        return (report.trial, report.attempt, report.nominal) in self._reported
+
     def evaluation(self, row: TrialRow, report: Report, decide: Callable[[], Decision]) -> Decision:
         """Stores an evaluation, then the decision that `decide` takes with its value known, and returns it."""
         key = f"report:{report.trial}:{report.attempt}:{report.nominal}"
+        value = report.metrics.get(metric_key(self._plan.metrics[0]))
         with self._ledger.begin() as connection:
             self._ledger.write_event(connection, "report", report.trial, report_payload(report), key, done=False)
-            self._ledger.write_report(connection, report, report.metrics.get(metric_key(self._plan.metrics[0])))
-        self._carry_out_value(row, report)
+            self._ledger.write_report(connection, report, value)
+        self._reported.add((report.trial, report.attempt, report.nominal))
+        # A rung redone by a later attempt is stored beside the first; Optuna, and every pruner, keeps the first.
+        if report.nominal not in self.curves.get(row.number, {}):
+            self._carry_out_value(row, report.nominal, value)
         decision = decide()
         self._settle_report(row, report, key, decision)
         return decision
@@ -138,7 +147,9 @@ class StudyWrites:
             self._carry_out_end(row, event.key, payload)
         else:
             report = Report(**{**payload, "kind": ReportKind(str(payload["kind"]))})
-            self._carry_out_value(row, report)
+            if not known[row.number].state.is_finished():
+                value = report.metrics.get(metric_key(self._plan.metrics[0]))
+                self._carry_out_value(row, report.nominal, self.curves.get(row.number, {}).get(report.nominal, value))
             self._settle_report(row, report, event.key, Decision(row.number, Action.CONTINUE))
 
     def _mend(self, row: TrialRow) -> bool:
@@ -172,15 +183,14 @@ class StudyWrites:
         self._settle(row, key)
         return row
 
-    def _carry_out_value(self, row: TrialRow, report: Report) -> None:
-        value = report.metrics.get(metric_key(self._plan.metrics[0]))
+    def _carry_out_value(self, row: TrialRow, nominal: int, value: float | None) -> None:
         if value is None:
             return
         assert row.trial_id is not None
         with self._ledger.lock:
-            self._store.report(row.trial_id, report.nominal, value)
+            self._store.report(row.trial_id, nominal, value)
         if is_number(value):
-            self.curves.setdefault(row.number, {}).setdefault(report.nominal, value)
+            self.curves.setdefault(row.number, {}).setdefault(nominal, value)
 
     def _settle_report(self, row: TrialRow, report: Report, key: str, decision: Decision) -> None:
         if decision.action is Action.STOP:
