@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_when_event_set, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_when_event_set, wait_exponential
 
 from sweeper.errors import FencedError
 from sweeper.sweep.telling import EventRow, OutboxLedger, Teller
@@ -125,7 +125,7 @@ class _Pump:
         tries = Retrying(
             retry=retry_if_exception(lambda error: not isinstance(error, FencedError)),
             stop=stop_when_event_set(self._stop),
-            wait=wait_exponential_jitter(FIRST_PAUSE, LONGEST_PAUSE),
+            wait=wait_exponential(multiplier=FIRST_PAUSE, max=LONGEST_PAUSE),
             sleep=self._pause,
             before_sleep=self._say_silent,
             reraise=True,
