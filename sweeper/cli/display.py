@@ -1,0 +1,188 @@
+"""The live display of a running sweep: a table of trials on a terminal, one line an event elsewhere.
+
+Purpose: show which trials run, at which rung they are, the best so far and the time left.
+Does not know how trials run. Cost: redrawn at most four times a second.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sweeper.cli.tables import COLOURS, duration, number
+from sweeper.records import Action, Decision, Outcome, Report, ReportKind, TrialSpec, TrialState
+from sweeper.study.plan import StudyPlan
+
+MOST_ROWS = 24
+"""Trials shown at once: those running, then the latest ended."""
+
+NOTICES = 4
+
+
+@dataclass
+class _Line:
+    spec: TrialSpec
+    state: TrialState = TrialState.RUNNING
+    examples: int = 0
+    metric: float | None = None
+    loss: float | None = None
+    rungs: int = 0
+    reason: str = ""
+    touched: float = field(default_factory=time.monotonic)
+
+
+class Display:
+    """A Listener that draws. On a terminal it owns the screen's last lines between `begin` and `finish`."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._plan: StudyPlan | None = None
+        self._lines: dict[int, _Line] = {}
+        self._notices: list[str] = []
+        self._done = 0
+        self._began = time.monotonic()
+        self._best: tuple[float, int] | None = None
+        self._trained = 0  # examples that trials of this run have taken
+        self._phase = ""
+        self._phase_said = 0.0
+        self._lock = threading.Lock()
+
+    # -- Listener -------------------------------------------------------------------------------------------------
+
+    def notice(self, text: str) -> None:
+        """A sentence: kept above the table on a terminal, printed elsewhere."""
+        self._notices.append(text)
+        self._console.print(f"note: {text}", highlight=False, soft_wrap=True, markup=False)
+
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        """Set-up work; at most one line every two seconds, and one when the work changes."""
+        now = time.monotonic()
+        finished = total is not None and done >= total
+        if what == self._phase and now - self._phase_said < 2 and not finished:
+            return
+        self._phase, self._phase_said = what, now
+        share = f" {done:,} of {total:,}" if total else (f" {done:,}" if done else "")
+        self._console.print(f"preparing: {what}{share}", highlight=False, markup=False)
+
+    def begin(self, plan: StudyPlan, finished: int) -> None:
+        """Starts drawing."""
+        self._plan, self._done, self._began = plan, finished, time.monotonic()
+        total = plan.search.trials
+        if finished:
+            self._console.print(f"study {plan.name}: {finished} trials finished before", highlight=False, markup=False)
+        if self._console.is_terminal and (total is None or finished < total):
+            self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=4, transient=False)
+            self._live.start()
+
+    def started(self, trial: TrialSpec) -> None:
+        """A trial begins, or goes on."""
+        with self._lock:
+            self._lines[trial.number] = _Line(trial)
+        settings = ", ".join(f"{key}={number(trial.params.get(key))}" for key in self._searched())
+        self._say(f"trial {trial.number} {'goes on' if trial.resume_from else 'starts'}: {settings or 'the default configuration'}")
+
+    def reported(self, report: Report, decision: Decision) -> None:
+        """A report: moves the bar; evaluations are told."""
+        line = self._lines.get(report.trial)
+        if line is None or self._plan is None:
+            return
+        self._trained += max(0, report.examples - line.examples)
+        line.examples, line.touched = report.examples, time.monotonic()
+        line.loss = report.metrics.get("train/loss", line.loss)
+        if report.kind is ReportKind.PROGRESS:
+            return
+        name = self._plan.metrics[0]
+        line.metric = report.metrics.get(f"validation/{name}", line.metric)
+        if report.kind is ReportKind.RUNG:
+            line.rungs += 1
+        if decision.action is not Action.CONTINUE:
+            line.reason = decision.reason
+        mark = " at a rung" if report.kind is ReportKind.RUNG else ""
+        self._say(f"trial {report.trial} at {report.nominal} of {line.spec.examples} examples{mark}: {name} {number(line.metric)}")
+
+    def ended(self, trial: int, outcome: Outcome, state: TrialState) -> None:
+        """A trial left its slot."""
+        line = self._lines.get(trial)
+        if line is None or self._plan is None:
+            return
+        line.state, line.reason, line.touched = state, outcome.reason, time.monotonic()
+        self._done += state.is_finished()
+        value = outcome.metrics.get(f"validation/{self._plan.metrics[0]}")
+        if state is TrialState.COMPLETE and value is not None:
+            line.metric = value
+            sign = 1.0 if self._plan.directions[0] == "maximize" else -1.0
+            if self._best is None or sign * value > sign * self._best[0]:
+                self._best = (value, trial)
+        shown = f" {self._plan.metrics[0]} {number(line.metric)}" if line.metric is not None else ""
+        self._say(f"trial {trial} {state}{shown}{': ' + outcome.reason if outcome.reason else ''}")
+
+    def finish(self) -> None:
+        """Leaves the last picture on the screen."""
+        if self._live is not None:
+            self._live.refresh()
+            self._live.stop()
+            self._live = None
+
+    # -- drawing --------------------------------------------------------------------------------------------------
+
+    def _say(self, text: str) -> None:
+        if self._live is None:
+            at = duration(time.monotonic() - self._began)
+            self._console.print(f"[{at}] {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def _searched(self) -> list[str]:
+        return sorted(self._plan.space) if self._plan is not None else []
+
+    def _draw(self) -> RenderableType:
+        assert self._plan is not None
+        with self._lock:
+            lines = sorted(self._lines.values(), key=lambda line: (line.state.is_finished(), -line.touched))[:MOST_ROWS]
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in ("trial", "state", *self._searched(), "examples", "", self._plan.metrics[0], "train loss", "why"):
+            table.add_column(heading, overflow="ellipsis", no_wrap=True)
+        for line in sorted(lines, key=lambda line: line.spec.number):
+            colour = COLOURS[line.state]
+            table.add_row(
+                str(line.spec.number),
+                Text(line.state, style=colour),
+                *(number(line.spec.params.get(key)) for key in self._searched()),
+                f"{line.examples}/{line.spec.examples}",
+                ProgressBar(total=line.spec.examples, completed=line.examples, width=12),
+                number(line.metric),
+                number(line.loss),
+                line.reason,
+            )
+        return Group(self._headline(), table)
+
+    def _headline(self) -> Text:
+        assert self._plan is not None
+        total = self._plan.search.trials
+        elapsed = time.monotonic() - self._began
+        best = (
+            f"best {self._plan.metrics[0]} {self._best[0]:.4g} (trial {self._best[1]})" if self._best else "nothing completed yet"
+        )
+        left = self._left(elapsed)
+        return Text(
+            f"{self._plan.name}: {self._done} of {total or '?'} trials, {best}, {duration(elapsed)} gone"
+            + (f", about {duration(left)} left" if left is not None else ""),
+            style="bold",
+        )
+
+    def _left(self, elapsed: float) -> float | None:
+        """Seconds left, if the trials to come take as many examples as those ended in this run did on average."""
+        assert self._plan is not None
+        ended = [line for line in self._lines.values() if line.state.is_finished()]
+        if not ended or not self._trained or self._plan.search.trials is None:
+            return None
+        mean = sum(line.examples for line in ended) / len(ended)
+        running = sum(max(0.0, mean - line.examples) for line in self._lines.values() if not line.state.is_finished())
+        waiting = max(0, self._plan.search.trials - self._done - sum(not x.state.is_finished() for x in self._lines.values()))
+        return (running + waiting * mean) * elapsed / self._trained

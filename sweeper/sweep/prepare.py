@@ -1,0 +1,199 @@
+"""From a spec to everything a sweep needs before its first trial: model folder, token files, plan, engine set-up.
+
+Purpose: the one path that `run`, `validate --data` and `predict` share. Does not know how trials run or are stored.
+Cost: converting a GGUF file (once, 20-30 s for 135M parameters) and tokenising (once per fingerprint); afterwards a second,
+most of it the import of transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from sweeper.data.build import Bundle, build
+from sweeper.data.tokenizer import load_tokenizer
+from sweeper.engine.base import EngineSetup
+from sweeper.errors import DataError, ModelError
+from sweeper.spec.identity import Identity, document, identity
+from sweeper.spec.metrics import METRICS, is_function
+from sweeper.spec.models import SweepSpec, TrainingSpec
+from sweeper.spec.space import FloatDimension, IntDimension
+from sweeper.study.plan import StudyPlan, plan_study
+from sweeper.study.read import StudyReader
+from sweeper.sweep.home import Home
+
+Progress = Callable[[str, int, int | None], None]
+Notice = Callable[[str], None]
+
+_VERSIONED = ("sweeper", "torch", "transformers", "peft", "optuna", "ray", "mlflow", "sqlalchemy")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A spec made ready. `training` is resolved: dtype, max_length and chunk_tokens are numbers, and stay so for the study."""
+
+    spec: SweepSpec
+    home: Home
+    storage: str
+    model: Path
+    bundle: Bundle
+    identity: Identity
+    training: TrainingSpec
+    plan: StudyPlan
+
+    def engine_setup(self) -> EngineSetup:
+        """What every engine of this study is given; threads and worker are the executor's to fill in."""
+        spec = self.spec
+        metrics = tuple(dict.fromkeys([*spec.objective.metrics, *_always(spec.data.task), *spec.objective.constraints]))
+        return EngineSetup(
+            study=spec.name,
+            model=str(self.model),
+            revision=spec.model.revision,
+            trust_remote_code=spec.model.trust_remote_code,
+            train=self.bundle.train,
+            validation=self.bundle.validation,
+            training=self.training,
+            evaluate=spec.evaluate.model_copy(update={"every": self.plan.evaluate_every}),
+            metrics=metrics,
+            objective=spec.objective.metrics[0],
+            maximize=self.plan.directions[0] == "maximize",
+            at=spec.objective.at,
+            checkpoint_seconds=float(spec.checkpoint.every),
+            full_examples=self.plan.full,
+            device=device(spec),
+        )
+
+
+def prepare(spec: SweepSpec, home: Home, progress: Progress | None = None, notice: Notice | None = None) -> Prepared:
+    """Makes model and data ready and plans the study. Raises UserError for whatever the user can mend."""
+    from sweeper.engine.model import context_length, load_config, prepare_model
+
+    home.create()
+    storage = spec.storage or home.default_storage
+    if progress is not None:
+        progress("model", 0, None)
+    model = prepare_model(spec.model, home.models)
+    tokenizer = load_tokenizer(spec.model.model_copy(update={"name": str(model), "revision": None}))
+    context = context_length(load_config(model, spec.model.trust_remote_code))
+    bundle = build(spec, tokenizer, home.data, progress, context=context)
+    _check_batches(spec, bundle)
+    who = identity(spec, bundle.rows_fingerprint + bundle.tokens_fingerprint, model_fingerprint(model))
+    training = _training(spec, storage, who, model, bundle, notice)
+    for sentence in bundle.notices:
+        if notice is not None:
+            notice(sentence)
+    plan = plan_study(
+        spec,
+        identity=who,
+        spec_document={
+            **document(spec),
+            "resolved": training.model_dump(mode="json"),
+            "facts": {"labels": list(bundle.labels), "counts": dict(bundle.counts), "longest": bundle.longest},
+        },
+        train_rows=bundle.counts["train"],
+        chance=_chance(spec, bundle),
+        data_fingerprint=bundle.tokens_fingerprint,
+        versions=versions(),
+    )
+    return Prepared(spec, home, storage, model, bundle, who, training, plan)
+
+
+def versions() -> dict[str, str]:
+    """Versions that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def model_fingerprint(model: Path) -> str:
+    """Hash of a model folder: names and sizes of all files, content of the small ones, both ends of the large ones.
+
+    Reading 2 MB of each weights file tells two trained models apart without reading gigabytes at every start.
+    """
+    end = 1 << 20
+    digest = hashlib.blake2b(digest_size=16)
+    if not model.is_dir():
+        digest.update(str(model).encode())
+        return digest.hexdigest()
+    for path in sorted(p for p in model.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(model)}\0{size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(end))
+            if size > 2 * end:
+                file.seek(-end, 2)
+                digest.update(file.read(end))
+    return digest.hexdigest()
+
+
+def _always(task: str) -> tuple[str, ...]:
+    """Metrics that cost nothing once rows are read, and that people look for in the tracker."""
+    return tuple(name for name, info in METRICS.items() if task in info.tasks and not info.decode)
+
+
+def _training(spec: SweepSpec, storage: str, who: Identity, model: Path, bundle: Bundle, notice: Notice | None) -> TrainingSpec:
+    """`auto` settings become numbers once; a study that exists already keeps its own."""
+    from sweeper.engine.probe import resolve_training
+
+    stored = StudyReader(storage).plan(spec.name) if _has_study(storage, spec.name) else None
+    if stored is not None and stored.identity == who.hash:
+        resolved = stored.spec.get("resolved")
+        if isinstance(resolved, Mapping):
+            return TrainingSpec.model_validate(dict(resolved))
+    training = resolve_training(
+        spec.training, model, device=device(spec), trust_remote_code=spec.model.trust_remote_code, notice=notice
+    )
+    return training.model_copy(update={"max_length": bundle.max_length})
+
+
+def _has_study(storage: str, name: str) -> bool:
+    return StudyReader.exists(storage) and name in StudyReader(storage).studies()
+
+
+def device(spec: SweepSpec) -> str:
+    """cuda where the driver sees a GPU and the spec does not say `gpus: 0`, else cpu."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() and spec.executor.gpus != 0 else "cpu"
+
+
+def _check_batches(spec: SweepSpec, bundle: Bundle) -> None:
+    rows = bundle.counts["train"]
+    dimension = spec.space.get("batch_size")
+    if isinstance(dimension, IntDimension | FloatDimension):
+        largest, where = int(dimension.high), "space.batch_size.high"
+    elif dimension is not None:
+        largest, where = max(int(v) for v in dimension.values if v is not None), "space.batch_size.values"
+    else:
+        largest, where = spec.training.batch_size, "training.batch_size"
+    if largest <= spec.training.batch_size:
+        largest, where = spec.training.batch_size, "training.batch_size"
+    if largest > rows:
+        raise DataError(f"{where} is {largest}, but there are {rows} training rows; lower it to at most {rows} or add rows")
+
+
+def _chance(spec: SweepSpec, bundle: Bundle) -> float | None:
+    """The objective of a model that learned nothing, where that is known: accuracy of always naming the commonest class."""
+    metric = spec.objective.metrics[0]
+    if is_function(metric) or metric not in ("accuracy", "macro_f1"):
+        return None
+    counts = bundle.class_counts["validation"]
+    total = sum(counts.values())
+    if not total:
+        return None
+    share = max(counts.values()) / total
+    return share if metric == "accuracy" else (2 * share / (1 + share)) / len(counts)
+
+
+def require_model(model: Path) -> None:
+    """Raises ModelError if a model folder that a study was trained on has gone."""
+    if not (model / "config.json").is_file():
+        raise ModelError(f"the base model folder {model} has no config.json any more; restore it, or run the sweep again")

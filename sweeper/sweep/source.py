@@ -1,0 +1,50 @@
+"""The TrialSource of a sweep: what an executor asks, answered by the study and shown to the listener.
+
+Does not know where trials run, nor how the study decides or stores. Adds nothing to the gateway's own cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sweeper.records import Decision, Done, Outcome, Report, TrialSpec, Wait
+from sweeper.study.gateway import Gateway
+from sweeper.sweep.listen import Listener
+
+
+class SweepSource:
+    """Hands every question to the gateway. One object serves one run of one executor, from one thread."""
+
+    def __init__(self, gateway: Gateway, listener: Listener, bring: Callable[[str], None] = lambda _: None) -> None:
+        """`bring` fetches a folder of the depot into the home, where workers wrote it elsewhere."""
+        self._gateway = gateway
+        self._listener = listener
+        self._bring = bring
+        self.why_done = ""
+
+    def next_trial(self) -> TrialSpec | Wait | Done:
+        """The study's next trial."""
+        answer = self._gateway.next()
+        if isinstance(answer, TrialSpec):
+            self._listener.started(answer)
+        elif isinstance(answer, Done):
+            self.why_done = answer.reason
+        return answer
+
+    def on_report(self, report: Report) -> Decision:
+        """Stores the report, then answers it."""
+        decision = self._gateway.report(report)
+        self._listener.reported(report, decision)
+        return decision
+
+    def decisions(self) -> list[Decision]:
+        """Answers to parked trials."""
+        return self._gateway.decisions()
+
+    def on_end(self, trial: int, outcome: Outcome) -> None:
+        """Stores how the trial ended, once its results are at home."""
+        for name in (outcome.adapter, outcome.outcomes):
+            if name is not None:
+                self._bring(name)
+        state = self._gateway.end(trial, outcome)
+        self._listener.ended(trial, outcome, state)
