@@ -7,11 +7,11 @@ Does not know what the files mean. Cost: an actor without a CPU of its own; each
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import sysconfig
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def module_source(name: str) -> Path | None:
 
     Raises ResourceError if it is nowhere on the path.
     """
-    spec = importlib.util.find_spec(name)
+    spec = PathFinder.find_spec(name, [*sys.path, str(Path.cwd())])
     if spec is None or (spec.origin is None and not spec.submodule_search_locations):
         raise ResourceError(f"module {name} of a metric is not to be found; run sweeper in its folder, or set PYTHONPATH")
     found = Path(next(iter(spec.submodule_search_locations))) if spec.submodule_search_locations else Path(str(spec.origin))

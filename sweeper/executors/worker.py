@@ -61,8 +61,6 @@ class TuneWorker(Trainable):  # type: ignore[misc]  # ray has no types
     def setup(self, config: Mapping[str, Any]) -> None:
         """Called once, by the first trial. The engine is built at the first step, where a failure can be told."""
         self._porter = ray.get_actor(config["porter"], config["namespace"])
-        self._plan: Plan = ray.get(self._porter.plan.remote())
-        os.environ["OMP_NUM_THREADS"] = str(self._plan.setup.threads)
         self._engine = None
         self._begin(config["trial"])
 
@@ -152,7 +150,9 @@ class TuneWorker(Trainable):  # type: ignore[misc]  # ray has no types
         return events
 
     def _build(self) -> Engine:
-        setup = receive(self._plan.setup, self._plan.kinds, self._porter)
+        plan: Plan = ray.get(self._porter.plan.remote())
+        os.environ["OMP_NUM_THREADS"] = str(plan.setup.threads)
+        setup = receive(plan.setup, plan.kinds, self._porter)
         setup = replace(setup, slots=1, worker=f"{ray.util.get_node_ip_address()}:{os.getpid()}")
-        depot: Depot = FolderDepot(self._plan.storage) if self._plan.storage else RayDepot(self._porter)
-        return self._plan.factory(setup, depot)
+        depot: Depot = FolderDepot(plan.storage) if plan.storage else RayDepot(self._porter)
+        return plan.factory(setup, depot)

@@ -5,6 +5,7 @@ The engine is `Replay`, which replays curves, so that these tests are about the 
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -273,10 +274,10 @@ class ExecutorContract:
     def test_progress_comes_and_decisions_are_asked_for_every_two_seconds(self, make: Make) -> None:
         source = self.run(make, Recorder([replace(trial(0, rungs=()), evaluations=(10, 40))]), seconds=2.5)
         heard = [t for t, what, _ in source.calls if what == "on_report"]
-        assert max(b - a for a, b in zip(heard, heard[1:], strict=False)) < 2.6
+        assert max(b - a for a, b in itertools.pairwise(heard)) < 2.6
         assert ReportKind.PROGRESS in {r.kind for r in source.reports}
         asked = [t for t, what, _ in source.calls if what == "decisions"]
-        assert max(b - a for a, b in zip(asked, asked[1:], strict=False)) < 2.6
+        assert max(b - a for a, b in itertools.pairwise(asked)) < 2.6
 
     def test_ctrl_c_preempts_every_trial_with_a_checkpoint(self, make: Make, depot_root: Path) -> None:
         pressed: list[Report] = []

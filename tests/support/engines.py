@@ -1,0 +1,54 @@
+"""Engine factories and curves that misbehave, in a module that a worker can import."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeper.engine.base import Engine, EngineSetup
+from sweeper.errors import ModelError
+from sweeper.executors.replay import Replay
+from sweeper.records import Depot, TrialSpec
+from tests.contracts.executor import Curves
+
+
+@dataclass(frozen=True)
+class Faulty:
+    """A curve whose trial 0 raises what no trial may raise."""
+
+    def __call__(self, spec: TrialSpec, index: int) -> float:
+        if spec.number == 0 and index == 1:
+            raise ZeroDivisionError("a bug in the engine\nwith a long story")
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Refusing:
+    """An engine that cannot be built."""
+
+    def __call__(self, given: EngineSetup, depot: Depot) -> Engine:
+        raise ModelError("model folder x has no config.json; give the folder that save_pretrained wrote")
+
+
+@dataclass(frozen=True)
+class Spying:
+    """Notes what a worker was given, and uses a metric of the user's."""
+
+    log: str
+
+    def __call__(self, given: EngineSetup, depot: Depot) -> Engine:
+        module = importlib.import_module("users_metrics.scores")
+        seen = {
+            "model": (given.model, sorted(p.name for p in Path(given.model).iterdir())),
+            "train": (str(given.train), (given.train / "info.json").read_text()),
+            "validation": str(given.validation),
+            "metric": module.half([4.0]),
+            "device": given.device,
+            "threads": given.threads,
+            "omp": os.environ["OMP_NUM_THREADS"],
+        }
+        Path(self.log).write_text(json.dumps(seen))
+        return Replay(Curves())(given, depot)
