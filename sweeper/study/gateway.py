@@ -197,12 +197,12 @@ class Gateway:
         return None
 
     def _fixed(self) -> tuple[str, Params] | None:
-        number, space = len(self._writes.trials), self._sampling.space
-        if number == 0:
+        rows, space, asked = self._writes.trials, self._sampling.space, self.plan.search.enqueue
+        if not rows:
             return "default", space.resolve({})
-        if number <= len(self.plan.search.enqueue):
-            return "enqueued", space.complete(self.plan.search.enqueue[number - 1])
-        return None
+        # By our own count, so that configurations added for a later run come next.
+        tried = sum(row.source == "enqueued" for row in rows.values())
+        return ("enqueued", space.complete(asked[tried])) if tried < len(asked) else None
 
     def _draw(self) -> tuple[str, Params, Mapping[str, object]] | None:
         fixed = self._fixed()

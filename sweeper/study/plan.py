@@ -11,15 +11,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Protocol
 
-from pydantic import TypeAdapter
-
 from sweeper.records import ParamValue
 from sweeper.spec.metrics import METRICS, Direction
 from sweeper.spec.models import Bound, SearchSpec, SweepSpec, TrainingSpec
-from sweeper.spec.space import SEARCHABLE, Dimension, ValuesDimension
+from sweeper.spec.space import SEARCHABLE, Dimension, FloatDimension, IntDimension, ValuesDimension
 from sweeper.study.rungs import clock, default_every, study_rungs
 
-_DIMENSION: TypeAdapter[Dimension] = TypeAdapter(Dimension)
+_DIMENSIONS: dict[str, type[FloatDimension] | type[IntDimension] | type[ValuesDimension]] = {
+    "float": FloatDimension,
+    "int": IntDimension,
+    "values": ValuesDimension,
+}
 
 
 class StudyIdentity(Protocol):
@@ -75,7 +77,7 @@ class StudyPlan:
     def to_json(self) -> str:
         """The plan as JSON; `plan_from_json` reads it."""
         flat = {item.name: getattr(self, item.name) for item in fields(self)}
-        flat["space"] = {key: _DIMENSION.dump_python(value, mode="json") for key, value in self.space.items()}
+        flat["space"] = {key: value.model_dump(mode="json") for key, value in self.space.items()}
         flat["constraints"] = {key: value.model_dump(mode="json") for key, value in self.constraints.items()}
         flat["search"] = self.search.model_dump(mode="json")
         return json.dumps(flat, sort_keys=True, default=_plain)
@@ -94,7 +96,7 @@ def plan_from_json(text: str) -> StudyPlan:
     flat = json.loads(text)
     known = {item.name for item in fields(StudyPlan)}
     flat = {key: value for key, value in flat.items() if key in known}
-    flat["space"] = {key: _DIMENSION.validate_python(value) for key, value in flat["space"].items()}
+    flat["space"] = {key: _DIMENSIONS[value["type"]].model_validate(value) for key, value in flat["space"].items()}
     flat["constraints"] = {key: Bound.model_validate(value) for key, value in flat["constraints"].items()}
     flat["search"] = SearchSpec.model_validate(flat["search"])
     flat["metrics"], flat["directions"] = tuple(flat["metrics"]), tuple(flat["directions"])

@@ -7,6 +7,7 @@ Cost: 0.5-2 ms a write on SQLite.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 
@@ -86,7 +87,10 @@ class OptunaStore:
 
     def report(self, trial_id: int, step: int, value: float) -> None:
         """The intermediate value of a step. Optuna takes none where there are several objectives."""
-        if self._single:
+        if not self._single:
+            return
+        # Somebody may have ended the trial by hand; the next opening says so.
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             self._storage.set_trial_intermediate_value(trial_id, step, value)
 
     def wait(self, trial_id: int) -> None:

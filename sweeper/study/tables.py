@@ -12,8 +12,8 @@
     swp_checkpoints, swp_verdicts, swp_reviews
     swp_trackers, swp_tracker_runs   how far each tracker has read the outbox, and its run ids
 
-No foreign keys to Optuna's tables (deleting a study there would then fail in silence). Times are Unix milliseconds of the
-database's clock or of a report, durations seconds. A float that is not a number is NULL.
+No foreign keys to Optuna's tables (deleting a study there would then fail in silence). Times are Unix milliseconds: of the
+database's clock for drivers and events, of the driver or worker otherwise. A float that is not a number is NULL.
 Knows nothing of what the rows mean. Costs nothing.
 """
 

@@ -56,6 +56,18 @@ def test_trial_0_is_the_default_then_come_the_enqueued_ones(sqlite: str) -> None
     gateway.close()
 
 
+def test_configurations_enqueued_for_a_later_run_come_next(sqlite: str) -> None:
+    gateway = Gateway.open(sqlite, make_plan(search={"trials": 3}), driver="test")
+    for _ in range(3):
+        gateway.end(next_trial(gateway).number, completed(0.5))
+    gateway.close()
+    gateway = Gateway.open(sqlite, make_plan(search={"trials": 5, "enqueue": [{"rank": 2}]}), driver="test")
+    assert not gateway.finished()
+    assert next_trial(gateway).params["rank"] == 2
+    assert next_trial(gateway).params["rank"] == 8
+    gateway.close()
+
+
 def test_a_default_outside_the_space_is_trained_but_not_told_to_optuna(sqlite: str) -> None:
     space = {"learning_rate": {"low": 1e-3, "high": 1e-2}, "batch_size": {"low": 2, "high": 16}}
     gateway = Gateway.open(sqlite, make_plan(space=space), driver="test")
@@ -260,6 +272,21 @@ def test_a_study_that_optuna_made_is_left_alone(sqlite: str) -> None:
     study.tell(study.ask(), 1.0)
     with pytest.raises(StudyError, match="did not make"):
         Gateway.open(sqlite, make_plan(), driver="test")
+
+
+def test_a_trial_ended_by_hand_in_optuna_is_neither_trained_again_nor_in_the_way(sqlite: str) -> None:
+    plan = make_plan(search={"trials": 3})
+    gateway = Gateway.open(sqlite, plan, driver="test")
+    trial = next_trial(gateway)
+    optuna.load_study(study_name="study", storage=sqlite).tell(0, state=optuna.trial.TrialState.FAIL)
+    assert gateway.report(report(trial, 10, 0.5)).action is Action.CONTINUE
+    gateway.close()
+    gateway = Gateway.open(sqlite, plan, driver="test")
+    assert gateway.lost == ()
+    assert next_trial(gateway).number == 1
+    gateway.close()
+    view = StudyReader(sqlite).trial("study", 0)
+    assert (view.state, view.reason) == (TrialState.FAIL, "ended outside Sweeper as FAIL")
 
 
 def test_two_drivers_of_one_study_but_not_of_two(sqlite: str) -> None:

@@ -164,7 +164,7 @@ def test_views_answer_questions_in_plain_sql(database: str) -> None:
     engine = sa.create_engine(database, poolclass=sa.NullPool)
     with engine.connect() as connection:
         best = connection.exec_driver_sql(
-            "SELECT trial, value, learning_rate, batch_size FROM sweeper_trials WHERE state = 'COMPLETE' ORDER BY value DESC LIMIT 1"
+            "SELECT trial, value, learning_rate FROM sweeper_trials WHERE state = 'COMPLETE' ORDER BY value DESC LIMIT 1"
         ).one()
         stopped = connection.exec_driver_sql(
             "SELECT trial, nominal, value, cutoff, ranking FROM sweeper_decisions WHERE action = 'stop' ORDER BY trial"
