@@ -64,6 +64,7 @@ class Prepared:
             at=spec.objective.at,
             checkpoint_seconds=float(spec.checkpoint.every),
             full_examples=self.plan.full,
+            rungs=max(1, len(self.plan.rungs)),
             device=device(spec),
         )
 

@@ -13,26 +13,23 @@ How a run ends:
 from __future__ import annotations
 
 import os
-import signal
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
-from sweeper.engine.depot import FolderDepot
 from sweeper.errors import SweeperError, UserError
 from sweeper.spec.load import load_spec
 from sweeper.spec.models import SweepSpec
 from sweeper.study.gateway import Gateway
+from sweeper.sweep.depot import DriverDepot
 from sweeper.sweep.home import Home
 from sweeper.sweep.listen import Listener, Silent
 from sweeper.sweep.prepare import Prepared, prepare
 from sweeper.sweep.result import SweepResult, sweep_result
+from sweeper.sweep.signals import sigterm_interrupts
 from sweeper.sweep.source import SweepSource
 from sweeper.tracking.privacy import quiet
 
@@ -74,7 +71,7 @@ def run(
     place = Home.at(home)
     try:
         ready = prepare(asked, place, watch.progress, watch.notice)
-        with _signals_interrupt():
+        with sigterm_interrupts():
             return _run(ready, watch, started)
     finally:
         watch.finish()
@@ -105,7 +102,7 @@ def _run(ready: Prepared, watch: Listener, started: float) -> SweepResult:
 def _train(ready: Prepared, gateway: Gateway, watch: Listener, outbox: Outbox, started: float) -> None:
     from sweeper.executors.factory import build_executor
 
-    source = SweepSource(gateway, watch, _bringer(ready))
+    source = SweepSource(gateway, watch, DriverDepot(ready.home, ready.spec.executor))
     executor = build_executor(ready.spec, ready.engine_setup(), ready.home.depot)
     try:
         executor.run(source)
@@ -120,20 +117,6 @@ def _train(ready: Prepared, gateway: Gateway, watch: Listener, outbox: Outbox, s
         _say_ended(gateway, finished=False, reason=str(error) if isinstance(error, UserError) else type(error).__name__)
         outbox.drain(DRAIN_SECONDS / 6)
         raise
-
-
-def _bringer(ready: Prepared) -> Callable[[str], None]:
-    """Copies what workers wrote to `executor.storage_path` into the home; nothing to do where they wrote there."""
-    away = ready.spec.executor.storage_path
-    if away is None or ready.spec.executor.kind == "local":
-        return lambda _: None
-    theirs, ours = FolderDepot(away), FolderDepot(ready.home.depot)
-
-    def bring(name: str) -> None:
-        if not (ready.home.depot / name).exists():
-            ours.put(name, theirs.get(name))
-
-    return bring
 
 
 def _conclude(ready: Prepared, gateway: Gateway, watch: Listener, outbox: Outbox, started: float) -> SweepResult:
@@ -201,20 +184,3 @@ def _open_outbox(ready: Prepared, gateway: Gateway, watch: Listener) -> Outbox:
     outbox = Outbox(gateway.ledger, trackers, ready.home.depot, notice=watch.notice)
     outbox.start()
     return outbox
-
-
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """SIGTERM ends a sweep as Ctrl-C does. Only the main thread may set handlers; elsewhere signals stay as they are."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sweeper.errors import ResourceError
 from sweeper.spec.mask import mask
 from sweeper.sweep.query import Place
+from sweeper.sweep.signals import sigterm_interrupts
 from sweeper.sweep.use import spec_of
 from sweeper.tracking.factory import default_mlflow_uri, mlflow_artifact_root
 from sweeper.tracking.serve import DASHBOARD_PORT, HOST, MLFLOW_PORT, dashboard_command, free_port, mlflow_command
@@ -53,7 +54,8 @@ def serve(page: Page) -> int:
     """Serves until Ctrl-C or SIGTERM; returns the process's own exit status, 0 if it was stopped so."""
     process = subprocess.Popen(page.command, env=dict(page.environment))
     try:
-        return process.wait()
+        with sigterm_interrupts():
+            return process.wait()
     except KeyboardInterrupt:
         return 0
     finally:

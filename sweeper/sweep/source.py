@@ -5,21 +5,32 @@ Does not know where trials run, nor how the study decides or stores. Adds nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from sweeper.records import Decision, Done, Outcome, Report, TrialSpec, Wait
 from sweeper.study.gateway import Gateway
 from sweeper.sweep.listen import Listener
 
 
+class SourceDepot(Protocol):
+    """Where results of trials lie, seen from the driver."""
+
+    def bring(self, name: str) -> None:
+        """Fetches a folder into the home, where workers wrote it elsewhere."""
+        ...
+
+    def forget(self, name: str) -> None:
+        """Removes a folder that nobody will ask for again."""
+        ...
+
+
 class SweepSource:
     """Hands every question to the gateway. One object serves one run of one executor, from one thread."""
 
-    def __init__(self, gateway: Gateway, listener: Listener, bring: Callable[[str], None] = lambda _: None) -> None:
-        """`bring` fetches a folder of the depot into the home, where workers wrote it elsewhere."""
+    def __init__(self, gateway: Gateway, listener: Listener, depot: SourceDepot) -> None:
         self._gateway = gateway
         self._listener = listener
-        self._bring = bring
+        self._depot = depot
         self.why_done = ""
 
     def next_trial(self) -> TrialSpec | Wait | Done:
@@ -45,6 +56,8 @@ class SweepSource:
         """Stores how the trial ended, once its results are at home."""
         for name in (outcome.adapter, outcome.outcomes):
             if name is not None:
-                self._bring(name)
+                self._depot.bring(name)
         state = self._gateway.end(trial, outcome)
+        if state.is_finished():
+            self._depot.forget(f"checkpoints/{self._gateway.plan.name}/{trial}")
         self._listener.ended(trial, outcome, state)

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 
-def tiny_spec(model: Path, rows: Path, **sections: Any) -> dict[str, Any]:
+def tiny_spec(model_folder: Path, rows: Path, /, **sections: Any) -> dict[str, Any]:
     """The spec as a mapping; sections given are merged over it, a section of None is left out."""
     spec: dict[str, Any] = {
         "schema": 1,
         "name": "tiny",
-        "model": str(model),
+        "model": str(model_folder),
         "data": {
             "path": str(rows),
             "task": "classify",
