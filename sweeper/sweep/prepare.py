@@ -8,7 +8,9 @@ most of it the import of transformers.
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -74,6 +76,7 @@ def prepare(spec: SweepSpec, home: Home, progress: Progress | None = None, notic
     from sweeper.engine.model import context_length, load_config, prepare_model
 
     home.create()
+    _check_functions(spec)
     storage = spec.storage or home.default_storage
     if progress is not None:
         progress("model", 0, None)
@@ -101,6 +104,17 @@ def prepare(spec: SweepSpec, home: Home, progress: Progress | None = None, notic
         versions=versions(),
     )
     return Prepared(spec, home, storage, model, bundle, who, training, plan)
+
+
+def _check_functions(spec: SweepSpec) -> None:
+    """Imports the user's metric functions once, from the folder the command was started in, so that a wrong name costs nothing."""
+    from sweeper.engine.metrics import check_function
+
+    functions = [name for name in (*spec.objective.metrics, *spec.objective.constraints) if is_function(name)]
+    if functions and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in functions:
+        check_function(name)
 
 
 def versions() -> dict[str, str]:
