@@ -73,6 +73,8 @@ class Prepared:
 
 def prepare(spec: SweepSpec, home: Home, progress: Progress | None = None, notice: Notice | None = None) -> Prepared:
     """Makes model and data ready and plans the study. Raises UserError for whatever the user can mend."""
+    from transformers.utils.logging import disable_progress_bar
+
     from sweeper.engine.model import context_length, load_config, prepare_model
 
     home.create()
@@ -80,6 +82,7 @@ def prepare(spec: SweepSpec, home: Home, progress: Progress | None = None, notic
     storage = spec.storage or home.default_storage
     if progress is not None:
         progress("model", 0, None)
+    disable_progress_bar()
     model = prepare_model(spec.model, home.models)
     tokenizer = load_tokenizer(spec.model.model_copy(update={"name": str(model), "revision": None}))
     context = context_length(load_config(model, spec.model.trust_remote_code))

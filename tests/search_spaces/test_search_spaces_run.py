@@ -23,7 +23,8 @@ def rows_for(spec: SweepSpec, folder: Path) -> Path:
     rows = sentences(200)
     columns = spec.data.columns
     if spec.data.task == "classify":
-        return write_csv(folder / "rows.csv", rows, extra=("film", "news"))
+        names = (columns.text or "text", columns.label or "label")
+        return write_csv(folder / "rows.csv", rows, extra=("film", "news"), columns=names)
     if spec.data.task == "text":
         pq.write_table(pa.table({columns.text or "text": [text for text, _ in rows]}), folder / "rows.parquet")
         return folder / "rows.parquet"
@@ -41,10 +42,11 @@ def rows_for(spec: SweepSpec, folder: Path) -> Path:
 @pytest.mark.parametrize("path", PRESETS, ids=[path.stem for path in PRESETS])
 def test_a_preset_runs(path: Path, model_folder: Path, tmp_path: Path) -> None:
     rows = rows_for(load_spec(path), tmp_path)
-    few = {
+    few: dict[str, object] = {
         "model.name": model_folder,
         "data.path": rows,
         "data.hub": "null",
+        "data.labels": "null",
         "data.limit.train": 80,
         "data.limit.validation": 8,
         "training.examples": 32,
@@ -56,8 +58,9 @@ def test_a_preset_runs(path: Path, model_folder: Path, tmp_path: Path) -> None:
         "tracking": "[]",
     }
     spec = load_spec(path)
-    searched_epochs = ["space.epochs=null"] if "epochs" in spec.space else []
-    result = sweeper.run(path, home=tmp_path / "home", overrides=[*(f"{key}={value}" for key, value in few.items()), *searched_epochs])
+    if "epochs" in spec.space:
+        few["space.epochs"] = "null"
+    result = sweeper.run(path, home=tmp_path / "home", overrides=[f"{key}={value}" for key, value in few.items()])
     assert len(result.trials) == 2
     assert all(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in result.trials)
     assert result.best is not None

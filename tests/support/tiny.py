@@ -34,11 +34,13 @@ def sentences(count: int, seed: int = 0) -> list[tuple[str, str]]:
     return rows
 
 
-def write_csv(path: Path, rows: Sequence[tuple[str, str]], extra: Sequence[str] = ()) -> Path:
+def write_csv(
+    path: Path, rows: Sequence[tuple[str, str]], extra: Sequence[str] = (), columns: tuple[str, str] = ("text", "label")
+) -> Path:
     """Rows as a csv file with columns text, label and, cycling through `extra`, domain."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["text", "label", *(["domain"] if extra else [])])
+        writer.writerow([*columns, *(["domain"] if extra else [])])
         for number, (text, label) in enumerate(rows):
             writer.writerow([text, label, *([extra[number % len(extra)]] if extra else [])])
     return path
