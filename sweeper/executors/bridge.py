@@ -38,6 +38,9 @@ from sweeper.records import Done, Ending, Outcome, ReportKind, TrialSource, Tria
 PREEMPT_SECONDS = 60.0
 """How long workers may take to finish a micro-step and write their last checkpoints."""
 
+SILENT_SECONDS = 5.0
+"""After so long without a message, whether the cluster still has a node is looked at, as often as this."""
+
 _LOST_BEFORE_START = 1  # how often a trial whose worker died before its first message is given back, not failed
 
 _log = logging.getLogger(__name__)
@@ -71,6 +74,11 @@ class Bridge:
         self._lost: Counter[int] = Counter()
         self._asked = 0.0
         self._source_failed = False
+        self._last_word = time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its stopper into a snapshot of the experiment, which nobody reads; a source is no such thing."""
+        return {}
 
     @property
     def stopped(self) -> bool:
@@ -132,8 +140,16 @@ class Bridge:
         """Between two events, at least every second: acts on Ctrl-C, and asks for decisions."""
         if self._interrupts.requested and not self.stopped:
             self.error = KeyboardInterrupt()
+        if time.monotonic() - self._last_word > SILENT_SECONDS:
+            self._look_for_nodes()
         if not self.settled() and time.monotonic() - self._asked >= ASK_SECONDS:
             self._steer()
+
+    def _look_for_nodes(self) -> None:
+        """Tune would wait for ever for a worker that no node can hold."""
+        self._last_word = time.monotonic()
+        if not any(node["Alive"] for node in ray.nodes()):
+            self.error = self.error or ResourceError("the Ray cluster has lost its last node; run the same command again to go on")
 
     def settled(self) -> bool:
         """Whether everything is to end, and every stay has."""
@@ -167,6 +183,7 @@ class Bridge:
                 self._take(calls[call], message)
 
     def _take(self, stay: Stay, message: Message) -> None:
+        self._last_word = time.monotonic()
         if message.number <= stay.heard:
             return
         stay.heard = message.number

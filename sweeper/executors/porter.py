@@ -130,11 +130,11 @@ class RayDepot:
 
 
 def start_porter(parcels: Parcels, plan: object, depot_root: Path | str, name: str) -> Any:
-    """The actor `name`, on this node and nowhere else."""
+    """The actor `name`, on this node and nowhere else. It keeps nothing in memory, so that a killed one may start again."""
     here = NodeAffinitySchedulingStrategy(node_id=ray.get_runtime_context().get_node_id(), soft=False)
     return (
         ray.remote(Porter)
-        .options(name=name, num_cpus=0, max_concurrency=8, scheduling_strategy=here)
+        .options(name=name, num_cpus=0, max_concurrency=8, scheduling_strategy=here, max_restarts=3, max_task_retries=3)
         .remote(parcels, plan, str(depot_root))
     )
 

@@ -34,6 +34,7 @@ from sweeper.spec.models import ExecutorSpec
 _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's own would end the run without a word to the workers
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # the study is what a sweep goes on from
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_WARN_THRESHOLD_S": "10",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -72,7 +73,11 @@ class TuneExecutor:
         except BaseException as error:
             # A second Ctrl-C, or Ray itself is gone: nobody is left to ask.
             bridge.preempt(ask_workers=False)
-            raise _plain(error) from error
+            if _is_loss(error):
+                raise ResourceError(
+                    f"the Ray cluster is gone ({str(error).splitlines()[0]}); run the same command again to go on"
+                ) from error
+            raise
         finally:
             ray.kill(porter)
         if bridge.error is not None:
@@ -100,10 +105,9 @@ class TuneExecutor:
             )
 
 
-def _plain(error: BaseException) -> BaseException:
-    if isinstance(error, ray.exceptions.RaySystemError | ConnectionError):
-        return ResourceError(f"the Ray cluster is gone ({error}); the same command goes on from the last checkpoints")
-    return error
+def _is_loss(error: BaseException) -> bool:
+    """Whether Ray itself is gone, and not only a worker."""
+    return isinstance(error, ray.exceptions.RaySystemError | ray.exceptions.RpcError | ConnectionError)
 
 
 @contextmanager

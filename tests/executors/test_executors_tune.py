@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sweeper.errors import ModelError
@@ -119,7 +120,28 @@ def test_workers_read_copies_of_their_own_and_the_user_s_module(
     assert seen["train"][1] == '{"side": "train"}'
     assert seen["model"][1] == ["info.json"]
     assert (seen["metric"], seen["device"], seen["threads"], seen["omp"]) == (2.0, "cpu", 1, "1")
-    assert not any("sealed" in p.read_text() for p in ray_cluster.rglob("*") if p.is_file())
+    assert not any(b"sealed" in p.read_bytes() for p in ray_cluster.rglob("*") if p.is_file())
+
+
+def test_a_killed_porter_costs_nothing(make: Make, depot_root: Path) -> None:
+    def answer(source: Recorder, report: Report) -> Action:
+        if report.nominal == 20:
+            killed.extend(_kill("ray::Porter"))
+        return Action.CONTINUE
+
+    killed: list[int] = []
+    source = Recorder([trial(0)], answer)
+    make(Replay(Curves(), 0.2)).run(source)
+    assert killed
+    assert source.endings() == {0: Ending.COMPLETED}
+    assert (depot_root / str(dict(source.ends)[0].adapter)).is_dir()
+
+
+def _kill(title: str) -> list[int]:
+    found = [p for p in psutil.Process().children(recursive=True) if "".join(p.cmdline()).startswith(title)]
+    for process in found:
+        process.kill()
+    return [process.pid for process in found]
 
 
 def test_storage_path_takes_the_files_in_place_of_the_home(tmp_path: Path, depot_root: Path, ray_cluster: Path) -> None:
