@@ -1,15 +1,17 @@
-"""Pictures of the pages people look at, taken by a real browser for the README and for tests.
+"""Pictures of what people look at, for the README and for tests.
 
-Purpose: open MLflow's page of an experiment, unfold the sweep's run, and keep what a person sees: a PNG file and the names of the
-runs in order.
-Does not know: how the runs came there. Needs playwright and Chromium (`CHROMIUM`, default /usr/bin/chromium).
-Cost: about 10 s a picture.
+Purpose: MLflow's page of an experiment with the sweep's run unfolded, taken by a real browser: a PNG file and the names of the
+runs in order; and the live display of a sweep as it runs: an SVG file.
+Does not know: how the runs came there. The page needs playwright and Chromium (`CHROMIUM`, default /usr/bin/chromium).
+Cost: about 10 s a page; the live display costs the sweep.
 
-    python scripts/pictures.py http://127.0.0.1:5000 demo benchmarks/pictures/mlflow.png final/accuracy learning_rate
+    python scripts/pictures.py mlflow http://127.0.0.1:5000 demo .readme/mlflow.png final/accuracy learning_rate
+    python scripts/pictures.py live search_spaces/demo.yaml sweeps .readme/live.svg 8
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -94,5 +96,37 @@ def _experiment_id(uri: str, name: str) -> str:
         return str(json.load(reply)["experiment"]["experiment_id"])
 
 
+def live_display(spec: Path, home: Path, picture: Path, after: int) -> None:
+    """Runs a sweep and keeps its live display as it is when `after` trials have ended and another has reported."""
+    from rich.console import Console
+
+    import sweeper
+    from sweeper.cli.display import Display
+    from sweeper.records import Decision, Outcome, Report, TrialState
+
+    screen = Console(record=True, force_terminal=True, width=132, file=io.StringIO())
+
+    class Photographer(Display):
+        left = after
+
+        def ended(self, trial: int, outcome: Outcome, state: TrialState) -> None:
+            super().ended(trial, outcome, state)
+            self.left -= 1
+
+        def reported(self, report: Report, decision: Decision) -> None:
+            super().reported(report, decision)
+            if self.left == 0 and report.examples > 0:
+                self.left -= 1
+                screen.print(self.picture())
+                picture.parent.mkdir(parents=True, exist_ok=True)
+                screen.save_svg(str(picture), title=f"sweeper run {spec}")
+
+    sweeper.run(spec, home=home, listener=Photographer(Console()))
+
+
 if __name__ == "__main__":
-    print("\n".join(mlflow_tree(sys.argv[1], sys.argv[2], Path(sys.argv[3]), columns=sys.argv[4:])))
+    kind, *words = sys.argv[1:]
+    if kind == "mlflow":
+        print("\n".join(mlflow_tree(words[0], words[1], Path(words[2]), columns=words[3:])))
+    else:
+        live_display(Path(words[0]), Path(words[1]), Path(words[2]), int(words[3]))

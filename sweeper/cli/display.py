@@ -79,7 +79,7 @@ class Display:
         if finished:
             self._console.print(f"study {plan.name}: {finished} trials finished before", highlight=False, markup=False)
         if self._console.is_terminal and (total is None or finished < total):
-            self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=4, transient=False)
+            self._live = Live(get_renderable=self.picture, console=self._console, refresh_per_second=4, transient=False)
             self._live.start()
 
     def started(self, trial: TrialSpec) -> None:
@@ -141,21 +141,24 @@ class Display:
     def _searched(self) -> list[str]:
         return sorted(self._plan.space) if self._plan is not None else []
 
-    def _draw(self) -> RenderableType:
+    def picture(self) -> RenderableType:
+        """What is on the screen now: a headline and a line a trial."""
         assert self._plan is not None
         with self._lock:
             lines = sorted(self._lines.values(), key=lambda line: (line.state.is_finished(), -line.touched))[:MOST_ROWS]
+        best = self._best[1] if self._best is not None else None
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in ("trial", "state", *self._searched(), "examples", "", self._plan.metrics[0], "train loss", "why"):
+        for heading in ("trial", "state", *self._searched(), "examples", "", "rungs", self._plan.metrics[0], "train loss", "why"):
             table.add_column(heading, overflow="ellipsis", no_wrap=True)
         for line in sorted(lines, key=lambda line: line.spec.number):
             colour = COLOURS[line.state]
             table.add_row(
-                str(line.spec.number),
+                f"{line.spec.number}{' *' if best == line.spec.number else ''}",
                 Text(line.state, style=colour),
                 *(number(line.spec.params.get(key)) for key in self._searched()),
                 f"{line.examples}/{line.spec.examples}",
                 ProgressBar(total=line.spec.examples, completed=line.examples, width=12),
+                f"{line.rungs}/{len(line.spec.rungs)}",
                 number(line.metric),
                 number(line.loss),
                 line.reason,
