@@ -43,6 +43,7 @@ class EngineSetup:
     threads: int = 1
     device: str = "cpu"
     worker: str = "local"
+    base_name: str = ""  # what an exported adapter calls its base: the user's own name for it, not a worker's copy; default: model
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Many trials' LoRA adapters on one frozen base: the packed net.
 
-A slot's adapter is a flat fp32 row (`optimizer.Row`) whose views stand as A [r, in] and B [out, r] in the target layers; with a
-bf16 base the layers read a bf16 copy, refreshed after each step. Trials may differ in rank, alpha, targets and dropout.
-Memory: a slot takes 16 bytes a trainable number, and 2 more with a bf16 base.
+A slot's adapter is a flat fp32 row (`optimizer.Row`) whose views stand as A [r, in] and B [out, r] in the target layers,
+whatever the base is stored in. Trials may differ in rank, alpha, targets and dropout.
+Memory: a slot takes 16 bytes a trainable number.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ class _Placed:
     params: Params
     paths: tuple[str, ...]
     row: Row
-    work: Tensor  # what the layers read [P]: the row's weights, or their copy in the base's dtype
 
 
 class LoraNet:
@@ -46,8 +45,7 @@ class LoraNet:
             setup.model, training.dtype, setup.device, setup.trust_remote_code, training.gradient_checkpointing
         )
         set_dropout(self._packed.model, 0.0)  # recomputing activations puts the model into training mode
-        self._base_name = setup.model
-        self._dtype = next(self._packed.model.parameters()).dtype
+        self._base_name = setup.base_name or setup.model
         self._layers = self._replace_linears(training.base)
         self._placed: dict[int, _Placed] = {}
 
@@ -65,17 +63,13 @@ class LoraNet:
     def place(self, slot: int, params: Params, seed: int) -> Row:
         paths = resolve_targets(params.targets, self._packed.model.config.model_type, list(self._layers))
         row = Row(sum(sum(a * b for a, b in self._shapes(path, params.rank)) for path in paths), self._packed.device)
-        work = row.weights if self._dtype == torch.float32 else row.weights.to(self._dtype)
-        placed = self._placed[slot] = _Placed(params, paths, row, work)
+        placed = self._placed[slot] = _Placed(params, paths, row)
         self._draw(placed, seed)
         self._bind(slot, placed)
-        self.updated(slot)
         return row
 
     def updated(self, slot: int) -> None:
-        placed = self._placed[slot]
-        if placed.work is not placed.row.weights:
-            placed.work.copy_(placed.row.weights)
+        """Nothing to do: the layers read views of the row."""
 
     def remove(self, slot: int) -> None:
         for path in self._placed.pop(slot).paths:
@@ -108,7 +102,6 @@ class LoraNet:
         for i, path in enumerate(placed.paths):
             flat[2 * i].copy_(pairs[path][0])
             flat[2 * i + 1].copy_(pairs[path][1])
-        self.updated(slot)
 
     def nbytes(self) -> int:
         """Bytes of the frozen linear layers."""
@@ -130,12 +123,12 @@ class LoraNet:
             down.copy_(torch.rand(down.shape, generator=generator) * (2 * bound) - bound)
 
     def _bind(self, slot: int, placed: _Placed) -> None:
-        work = self._split(placed, placed.work)
+        weights = self._split(placed, placed.row.weights)
         gradient = self._split(placed, placed.row.gradient)
         for i, path in enumerate(placed.paths):
             self._layers[path].adapters[slot] = Adapter(
-                down=work[2 * i],
-                up=work[2 * i + 1],
+                down=weights[2 * i],
+                up=weights[2 * i + 1],
                 down_gradient=gradient[2 * i],
                 up_gradient=gradient[2 * i + 1],
                 scale=placed.params.alpha / placed.params.rank,

@@ -157,7 +157,7 @@ class PlainNet:
             layer = self._base.get_submodule(path)
             pairs[path] = (layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight)
         conv1d = isinstance(self._base.get_submodule(self._paths[0]).get_base_layer(), Conv1D)
-        return adapter_files(pairs, self._params, self._setup.model, conv1d)
+        return adapter_files(pairs, self._params, self._setup.base_name or self._setup.model, conv1d)
 
     def load(self, slot: int, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Fills A and B of each layer path, e.g. from a PEFT adapter."""

@@ -236,7 +236,7 @@ class ExecutorSpec(Strict):
     workers: int | None = Field(None, ge=1, description="tune: trials at once; default: what the resources allow")
     cpus: float = Field(1, gt=0, description="CPU cores per trial")
     gpus: float | None = Field(None, ge=0, description="GPUs per trial, fractions allowed; default: 1 where there is any, else 0")
-    address: str | None = Field(None, description="Ray cluster to join, e.g. auto or ray://host:10001; default: a local one")
+    address: str | None = Field(None, description="Ray cluster to join, e.g. auto or head:6379; default: a local one")
     storage_path: str | None = Field(
         None, description="folder or URL (fsspec) that driver and workers both open; default: through Ray"
     )

@@ -68,6 +68,7 @@ class Prepared:
             full_examples=self.plan.full,
             rungs=max(1, len(self.plan.rungs)),
             device=device(spec),
+            base_name=spec.model.name if _on_hub(spec.model.name) else str(self.model),
         )
 
 
@@ -150,6 +151,10 @@ def model_fingerprint(model: Path) -> str:
                 file.seek(-end, 2)
                 digest.update(file.read(end))
     return digest.hexdigest()
+
+
+def _on_hub(name: str) -> bool:
+    return not name.endswith(".gguf") and not Path(name).expanduser().exists()
 
 
 def _always(task: str) -> tuple[str, ...]:
