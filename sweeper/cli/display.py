@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -51,6 +52,8 @@ class Display:
         self._began = time.monotonic()
         self._best: tuple[float, int] | None = None
         self._trained = 0  # examples that trials of this run have taken
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
         self._phase = ""
         self._phase_said = 0.0
         self._lock = threading.Lock()
@@ -63,10 +66,13 @@ class Display:
         self._console.print(f"note: {text}", highlight=False, soft_wrap=True, markup=False)
 
     def progress(self, what: str, done: int, total: int | None) -> None:
-        """Set-up work; at most one line every two seconds, and one when the work changes."""
+        """Set-up work: a bar on a terminal; elsewhere a line when the work changes or ends, and every ten seconds between."""
+        if self._console.is_terminal:
+            self._bar_for(what, done, total)
+            return
         now = time.monotonic()
-        finished = total is not None and done >= total
-        if what == self._phase and now - self._phase_said < 2 and not finished:
+        ended = total is not None and done >= total
+        if what == self._phase and now - self._phase_said < 10 and not ended:
             return
         self._phase, self._phase_said = what, now
         share = f" {done:,} of {total:,}" if total else (f" {done:,}" if done else "")
@@ -74,6 +80,7 @@ class Display:
 
     def begin(self, plan: StudyPlan, finished: int) -> None:
         """Starts drawing."""
+        self._close_bar()
         self._plan, self._done, self._began = plan, finished, time.monotonic()
         total = plan.search.trials
         if finished:
@@ -126,12 +133,27 @@ class Display:
 
     def finish(self) -> None:
         """Leaves the last picture on the screen."""
+        self._close_bar()
         if self._live is not None:
             self._live.refresh()
             self._live.stop()
             self._live = None
 
     # -- drawing --------------------------------------------------------------------------------------------------
+
+    def _bar_for(self, what: str, done: int, total: int | None) -> None:
+        if self._bar is None:
+            columns = ("preparing:", TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, console=self._console, transient=True)
+            self._bar.start()
+        if what != self._phase:
+            self._phase, self._task = what, self._bar.add_task(what, total=None)
+        self._bar.update(self._task, completed=done, total=total)
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     def _say(self, text: str) -> None:
         if self._live is None:
