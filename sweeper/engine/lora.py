@@ -26,7 +26,7 @@ from sweeper.engine.seeds import mix
 
 @dataclass(frozen=True)
 class Adapter:
-    """One trial's update of one layer. `down` A [r, in] and `up` B [out, r] are in the base's dtype, gradients in fp32."""
+    """One trial's update of one layer: `down` A [r, in], `up` B [out, r] and their gradients, all fp32."""
 
     down: Tensor
     up: Tensor
@@ -108,8 +108,8 @@ class _LoraFunction(torch.autograd.Function):
             part, dpart = x[segment.start : segment.end], dy[segment.start : segment.end]
             dlow = torch.mm(dpart, adapter.up)
             dlow *= _gain(adapter, mask)
-            _add_product(adapter.up_gradient, dpart.t(), low)
-            _add_product(adapter.down_gradient, dlow.t(), part if mask is None else part * mask)
+            adapter.up_gradient.addmm_(dpart.t(), low)
+            adapter.down_gradient.addmm_(dlow.t(), part if mask is None else part * mask)
             if dx is not None and mask is None:
                 dx[segment.start : segment.end].addmm_(dlow, adapter.down)
             elif dx is not None:
@@ -126,11 +126,3 @@ def _mask(adapter: Adapter, segment: Segment, index: int, part: Tensor) -> Tenso
 def _gain(adapter: Adapter, mask: Tensor | None) -> float:
     """alpha / rank, and what dropout takes away."""
     return adapter.scale if mask is None else adapter.scale / (1 - adapter.dropout / 256)
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b, in fp32."""
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
-        total += torch.mm(a, b)

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.logging import disable_progress_bar
 
+from sweeper.engine.halves import halve
 from sweeper.engine.targets import FAMILIES
 from sweeper.errors import ModelError
 from sweeper.spec.models import ModelSpec
@@ -31,8 +32,6 @@ from sweeper.spec.models import ModelSpec
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 _MOVING_ROPES = ("dynamic", "longrope")  # their angles depend on the longest row around
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def prepare_model(model: ModelSpec, models_home: Path) -> Path:
@@ -79,17 +78,19 @@ def load_config(folder: Path | str, trust_remote_code: bool = False) -> Any:
 def load_model(folder: Path | str, dtype: str, attention: str, device: str = "cpu", trust_remote_code: bool = False) -> Any:
     """The causal language model in `folder`, frozen and in eval mode, with attention implementation `attention`.
 
-    dtype is fp32 or bf16. Raises ModelError.
+    dtype is fp32, or bf16 for linear layers in bf16 and all else in fp32 (`halves.py`). Raises ModelError.
     """
     with _sentences(folder):
         model = AutoModelForCausalLM.from_pretrained(
             str(folder),
-            dtype=DTYPES[dtype],
+            dtype=torch.float32 if dtype == "fp32" else "auto",
             attn_implementation=attention,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
         )
     model.requires_grad_(False)
+    if dtype == "bf16":
+        halve(model)
     model.config.use_cache = False
     return model.eval().to(device)
 

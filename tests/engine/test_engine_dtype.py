@@ -1,0 +1,51 @@
+"""bf16 learns as fp32 does: a trial's small updates do not vanish in roundings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from sweeper.engine.frozen import Dense, HalfDense
+from tests.engine.engine_world import World, drive, trial
+
+
+def gain(world: World, dtype: str) -> float:
+    """By how much four small steps lower the summed loss of 24 validation rows."""
+    engine = world.engine(training={"dtype": dtype})
+    engine.admit(trial(examples=16, batch_size=4, learning_rate=1e-3, warmup=0.0, schedule="constant"))
+    rows = [world.validation.row(i) for i in range(24)]
+    before = sum(loss for loss, _ in engine._net.losses(0, rows))
+    while engine._running[0].progress.steps < 4:
+        engine.step()
+    return before - sum(loss for loss, _ in engine._net.losses(0, rows))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2"])
+def test_four_small_steps_gain_in_bf16_what_they_gain_in_fp32(make_world: Callable[..., World], family: str) -> None:
+    """Stated tolerance: 4 % of the gain."""
+    world = make_world(family)
+    expected = gain(world, "fp32")
+    assert expected > 1
+    assert gain(world, "bf16") == pytest.approx(expected, rel=0.04)
+
+
+def test_a_weight_in_bf16_takes_and_gives_fp32() -> None:
+    torch.manual_seed(0)
+    weight, bias, x, dy = torch.randn(48, 32), torch.randn(48), torch.randn(20, 32), torch.randn(20, 48)
+    full, half = Dense(weight, bias), HalfDense(weight.bfloat16(), bias)
+    for mine, exact in ((half.forward(x), full.forward(x)), (half.input_gradient(dy), full.input_gradient(dy))):
+        assert mine.dtype == torch.float32
+        assert torch.linalg.norm(mine - exact) < 0.01 * torch.linalg.norm(exact)
+    assert half.nbytes() == 2 * 48 * 32 + 4 * 48
+
+
+def test_a_trial_in_bf16_gives_the_same_packed_or_alone(world: World) -> None:
+    setting = {"dtype": "bf16", "chunk_tokens": 96}
+    trials = [trial(0, seed=1, batch_size=4), trial(1, seed=2, batch_size=7, rank=2, targets="qv", dropout=0.2)]
+    packed = drive(world.engine(slots=2, training=setting), trials)
+    for spec in trials:
+        alone = drive(world.engine(training=setting), [spec])
+        for (_, _, mine), (_, _, other) in zip(packed.values(spec.number), alone.values(spec.number), strict=True):
+            assert mine == pytest.approx(other, rel=0.01)
