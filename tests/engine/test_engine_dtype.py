@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from sweeper.engine.dtypes import Measured, layer_shapes, measure
 from sweeper.engine.frozen import Dense, HalfDense
-from tests.engine.engine_world import World, drive, trial
+from tests.engine.engine_world import World, build_model, drive, trial
 
 
 def gain(world: World, dtype: str) -> float:
@@ -49,3 +50,18 @@ def test_a_trial_in_bf16_gives_the_same_packed_or_alone(world: World) -> None:
         alone = drive(world.engine(training=setting), [spec])
         for (_, _, mine), (_, _, other) in zip(packed.values(spec.number), alone.values(spec.number), strict=True):
             assert mine == pytest.approx(other, rel=0.01)
+
+
+def test_dtype_is_measured_on_the_shapes_of_one_layer() -> None:
+    shapes = layer_shapes(build_model("llama"))
+    assert shapes == {(64, 64): 2, (32, 64): 2, (96, 64): 2, (64, 96): 1}
+    assert layer_shapes(build_model("gpt2")) == {(192, 64): 1, (64, 64): 1, (256, 64): 1, (64, 256): 1}
+    once, thrice = (measure(type(shapes)({(512, 512): count})) for count in (1, 3))
+    assert thrice.fp32 > 1.5 * once.fp32 > 0
+    assert thrice.bf16 > 1.5 * once.bf16 > 0
+
+
+def test_bf16_is_taken_where_it_is_worth_it() -> None:
+    assert Measured(fp32=0.0131, bf16=0.010).dtype == "bf16"
+    assert Measured(fp32=0.0129, bf16=0.010).dtype == "fp32"
+    assert "took 10 ms in bf16 and 13 ms in fp32, 1.30 times as long" in str(Measured(0.013, 0.010))

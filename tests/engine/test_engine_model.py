@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig
 
 from sweeper.engine.model import dropout_fields, knows, prepare_model
-from sweeper.engine.probe import measure_dtype, resolve_training
+from sweeper.engine.probe import resolve_training
 from sweeper.errors import ModelError
 from sweeper.spec.models import ModelSpec, TrainingSpec
 
@@ -124,7 +124,7 @@ def test_training_is_resolved_to_numbers_and_says_what_it_chose(tiny_folder: Fol
     assert resolved.dtype in ("fp32", "bf16")
     assert (resolved.max_length, resolved.chunk_tokens) == (256, 1024)
     assert resolve_training(resolved, tiny_folder("gpt2")) == resolved
-    assert any("dtype: auto is" in line for line in said)
+    assert any(f"dtype: auto is {resolved.dtype}" in line and "ms in bf16 and" in line for line in said)
     assert any("gpt2 is not among the families" in line for line in said)
 
 
@@ -145,5 +145,9 @@ def test_dropout_fields_are_found() -> None:
     assert dropout_fields(AutoConfig.for_model("bloom")) == ("attention_dropout", "hidden_dropout")
 
 
-def test_the_dtype_is_measured() -> None:
-    assert measure_dtype("cpu") in ("fp32", "bf16")
+def test_full_fine_tuning_is_fp32_unless_asked_for(tiny_folder: Folder) -> None:
+    said: list[str] = []
+    full = TrainingSpec(method="full")
+    assert resolve_training(full, tiny_folder("llama"), notice=said.append).dtype == "fp32"
+    assert "loses small updates" in said[0]
+    assert resolve_training(full.model_copy(update={"dtype": "bf16"}), tiny_folder("llama")).dtype == "bf16"
