@@ -61,13 +61,14 @@ def packed_attention(
     """query [1, H, T, D], key and value [1, Hkv, T, D] -> [1, T, H, D]. `module.current` says which rows they are."""
     current: Any = module.current
     layout: Layout = current.require()
-    q, k, v = query[0], key[0], value[0]
     layer = int(module.layer_idx)  # type: ignore[arg-type]
+    # One split has one backward; a slice for each span would fill a whole tensor for each.
+    sizes = [span.rows * span.length for span in layout.spans]
+    pieces = zip(*(torch.split(x.squeeze(0), sizes, dim=1) for x in (query, key, value)), strict=True)
     out: list[Tensor] = []
     row = 0
-    for span in layout.spans:
-        end = span.start + span.rows * span.length
-        parts = [torch.unflatten(x[:, span.start : end], 1, (span.rows, span.length)).transpose(0, 1) for x in (q, k, v)]
+    for span, piece in zip(layout.spans, pieces, strict=True):
+        parts = [torch.unflatten(x, 1, (span.rows, span.length)).transpose(0, 1) for x in piece]
         if layout.cache is not None and row < len(layout.cache.active):
             out.append(_cached(layout, layer, row, parts, scaling))
         else:

@@ -7,6 +7,8 @@ that nothing a trial computes depends on its neighbours. The backward pass adds 
 past autograd: nothing is zeroed, cast or copied between chunks.
 Dropout masks are bytes (a fifth of F.dropout's time), so the probability is rounded to a 256th, and drawn from a seed that
 belongs to trial, chunk and layer: a recomputed layer draws the same mask.
+Thin products are written with the rank in front ([r, n], not [n, r]): up to rank 12 that takes half the time on a CPU, from 16 on
+as much.
 Knows nothing of trials' budgets or of transformers. Cost over the frozen product: 3 thin products a layer and pass.
 """
 
@@ -70,7 +72,8 @@ class LoraLinear(nn.Module):
         segments = [s for s in self._current.require().segments if s.slot in self.adapters]
         # Below the lowest adapter nothing needs a gradient, and the backward pass ends there.
         anchor = self._anchor if segments else None
-        out: Tensor = _LoraFunction.apply(x[0], anchor, self, segments)  # type: ignore[no-untyped-call]
+        # A view both ways, where x[0] would fill and copy a tensor in its backward pass.
+        out: Tensor = _LoraFunction.apply(x.squeeze(0), anchor, self, segments)  # type: ignore[no-untyped-call]
         return out[None]
 
 
@@ -86,9 +89,9 @@ class _LoraFunction(torch.autograd.Function):
             adapter = layer.adapters[segment.slot]
             part = x[segment.start : segment.end]
             mask = _mask(adapter, segment, layer.index, part)
-            low = torch.mm(part if mask is None else part * mask, adapter.down.t())
+            low = torch.mm(adapter.down, (part if mask is None else part * mask).t())
             low *= _gain(adapter, mask)
-            y[segment.start : segment.end].addmm_(low, adapter.up.t())
+            y[segment.start : segment.end].addmm_(low.t(), adapter.up.t())
             lows.append(low)
             masks.append(mask)
         ctx.save_for_backward(x, *lows, *masks)
@@ -106,14 +109,14 @@ class _LoraFunction(torch.autograd.Function):
         for segment, low, mask in zip(segments, lows, masks, strict=True):
             adapter = layer.adapters[segment.slot]
             part, dpart = x[segment.start : segment.end], dy[segment.start : segment.end]
-            dlow = torch.mm(dpart, adapter.up)
+            dlow = torch.mm(adapter.up.t().contiguous(), dpart.t())
             dlow *= _gain(adapter, mask)
-            adapter.up_gradient.addmm_(dpart.t(), low)
-            adapter.down_gradient.addmm_(dlow.t(), part if mask is None else part * mask)
+            adapter.up_gradient.add_(torch.mm(low, dpart).t())
+            adapter.down_gradient.addmm_(dlow, part if mask is None else part * mask)
             if dx is not None and mask is None:
-                dx[segment.start : segment.end].addmm_(dlow, adapter.down)
+                dx[segment.start : segment.end].addmm_(dlow.t(), adapter.down)
             elif dx is not None:
-                dx[segment.start : segment.end] += torch.mm(dlow, adapter.down) * mask
+                dx[segment.start : segment.end] += torch.mm(dlow.t(), adapter.down) * mask
         return dx, None, None, None
 
 
