@@ -1,7 +1,7 @@
 """What makes two runs the same study, and a spec as it is stored and shown.
 
-Identity = hash of model, data, training, space, objective and seed. Trials, time, sampler, pruner, executor, tracking and
-storage may change between runs of a study.
+Identity = hash of model, data, training, space, objective, seed and the evaluation clock (with its rungs). Trials, time,
+sampler, pruner, executor, tracking and storage may change between runs of a study.
 Does not know how models and data are fingerprinted, nor where a study is stored. Cost: well under a millisecond.
 """
 
@@ -49,6 +49,11 @@ def identity(
         "training": {**training.model_dump(mode="json"), "learning_rate": training.default_learning_rate()},
         "space": {key: spec.space[key].model_dump(mode="json") for key in sorted(spec.space)},
         "objective": {**objective, "max_new_tokens": spec.evaluate.max_new_tokens} if decoded else objective,
+        # They decide how many validation rows a value is read on: values of different rows must not be ranked together.
+        "evaluate": {
+            **spec.evaluate.model_dump(mode="json", include={"every", "share", "rows"}),
+            "rungs": [float(rung) for rung in spec.search.rungs],
+        },
         "seed": spec.search.seed,
     }
     return Identity(hashlib.blake2b(canonical(parts).encode(), digest_size=16).hexdigest(), parts)
