@@ -55,6 +55,10 @@ def check_search(spec: SweepSpec, trust: Trust) -> Iterator[Problem]:
         )
     if trust("search"):
         yield from _pruner(spec)
+        if trust("objective.metric"):
+            yield from _several_metrics(spec)
+    if search.deterministic and trust("search.deterministic"):
+        yield Problem("search.deterministic", "true came, but it is not available in this version; leave it out")
     if trust("search.enqueue"):
         yield from _enqueue(spec, trust)
 
@@ -202,6 +206,17 @@ def _pruner(spec: SweepSpec) -> Iterator[Problem]:
                 "search.rungs",
                 f"{low} and {high} are {apart} examples apart, less than a batch of {batch}; spread them or train on more",
             )
+
+
+def _several_metrics(spec: SweepSpec) -> Iterator[Problem]:
+    search, count = spec.search, len(spec.objective.metrics)
+    if count < 2:
+        return
+    why = f"with {count} metrics, but a trial that is behind in one may lead in another"
+    if "pruner" in search.model_fields_set and search.pruner != "none":
+        yield Problem("search.pruner", f"{search.pruner} came {why}; write pruner: none, or give one metric")
+    if "enabled" in search.collapse.model_fields_set and search.collapse.enabled:
+        yield Problem("search.collapse.enabled", f"true came {why}; leave it out, or give one metric")
 
 
 def largest_batch(spec: SweepSpec) -> int:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from sweeper.errors import Problem, nearest
 from sweeper.spec.check_space import Trust, bad_targets, check_search, check_space
 from sweeper.spec.metrics import METRICS, Direction, default_metric, is_function
-from sweeper.spec.models import SweepSpec
+from sweeper.spec.models import SearchSpec, SweepSpec
 from sweeper.spec.translate import came
 
 Check = Callable[[SweepSpec, Trust], Iterator[Problem]]
@@ -36,7 +36,10 @@ def check(spec: SweepSpec, broken: Collection[str] = ()) -> list[Problem]:
 
 
 def resolve(spec: SweepSpec) -> SweepSpec:
-    """`spec` with metric and direction of its objective as lists, without `auto`. Resolving twice changes nothing."""
+    """`spec` with metric and direction of its objective as lists, without `auto`, and several metrics without pruning.
+
+    Resolving twice changes nothing.
+    """
     metrics = [default_metric(spec.data.task) if metric == "auto" else metric for metric in spec.objective.metrics]
     given = spec.objective.direction
     directions: list[Direction]
@@ -47,7 +50,17 @@ def resolve(spec: SweepSpec) -> SweepSpec:
     else:
         directions = [given for _ in metrics]
     objective = spec.objective.model_copy(update={"metric": metrics, "direction": directions})
-    return spec.model_copy(update={"objective": objective})
+    search = _unpruned(spec.search) if len(metrics) > 1 else spec.search
+    return spec.model_copy(update={"objective": objective, "search": search})
+
+
+def _unpruned(search: SearchSpec) -> SearchSpec:
+    """`search` of several metrics: a trial that is behind in one may lead in another, so none is stopped unless asked for."""
+    collapse = search.collapse
+    if "enabled" not in collapse.model_fields_set:
+        collapse = collapse.model_copy(update={"enabled": False})
+    pruner = search.pruner if "pruner" in search.model_fields_set else "none"
+    return search.model_copy(update={"pruner": pruner, "collapse": collapse})
 
 
 def _data(spec: SweepSpec, trust: Trust) -> Iterator[Problem]:

@@ -128,6 +128,20 @@ def test_auto_is_resolved_once_and_for_all() -> None:
     assert several.objective.direction == ["minimize", "maximize"]
 
 
+def test_several_metrics_are_never_pruned_by_the_first_alone() -> None:
+    spec = load_spec(TEXT, ["objective.metric=[accuracy, loss]", "search.trials=7"])
+    assert (spec.search.pruner, spec.search.collapse.enabled, spec.search.trials) == ("none", False, 7)
+    assert resolve(spec) == spec
+    again = resolve(SweepSpec.model_validate(spec.model_dump(by_alias=True)))
+    assert again == spec
+    assert check(again) == []
+    assert load_spec(to_yaml(spec)) == spec
+    asked = load_spec(TEXT, ["objective.metric=[accuracy, loss]", "search.pruner=none", "search.collapse.margin=0.1"])
+    assert (asked.search.pruner, asked.search.collapse.enabled, asked.search.collapse.margin) == ("none", False, 0.1)
+    single = load_spec(TEXT, ["objective.metric=[accuracy]"])
+    assert (single.search.pruner, single.search.collapse.enabled) == ("halving", True)
+
+
 def test_a_spec_written_out_loads_again_unchanged() -> None:
     spec = load_spec(TEXT, ["storage=sqlite:///x.db", "data.labels={'0': no, '1': yes}", "executor.gpus=0.5"])
     assert load_spec(to_yaml(spec)) == spec
