@@ -26,7 +26,7 @@ def apply_override(raw: dict[str, Any], override: str) -> tuple[Path, Problem | 
     try:
         value = _value(keys, text.strip())
     except YamlError as error:
-        message = f"the value {text.strip()!r} cannot be read as YAML ({error.problems[0].message}); put it in quotes"
+        message = f"the value {text.strip()!r} cannot be used: {error.problems[0].message}"
         return keys, Problem(f"--set {name}", message)
     wrong = _put(raw, keys, value)
     return keys, None if wrong is None else Problem(f"--set {name}", wrong)

@@ -28,6 +28,8 @@ _CORE = (
     ("merge", re.compile(r"^<<$"), ["<"]),
 )
 
+_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
+
 
 class _Loader(yaml.SafeLoader):
     """Reads plain values by `_CORE` alone."""
@@ -62,19 +64,24 @@ class YamlError(Exception):
 
 def read_yaml(text: str) -> tuple[Any, dict[Path, int]]:
     """The document's value, and the line (from 1) of every path in it. Raises YamlError."""
-    loader = _Loader(text)
+    loader: _Loader | None = None
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         reader = _Reader(loader)
         value = None if node is None else reader.value(node, ())
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark is not None else None
         what = " ".join(part for part in (error.problem, error.context) if part)
-        raise YamlError([Problem("", f"this is not valid YAML: {what}; mend the line or put the text in quotes", line)]) from None
+        raise YamlError(
+            [Problem("", f"not valid YAML: {what}; mend the line or put the text in quotes", _line_of(error, text))]
+        ) from None
     except yaml.reader.ReaderError as error:
-        raise YamlError([Problem("", f"this is not valid YAML: {error.reason} at character {error.position}")]) from None
+        line = _lines(text[: error.position])
+        what = f"{error.reason} (character {error.position + 1} of the text); remove that character"
+        raise YamlError([Problem("", f"not valid YAML: {what}", line)]) from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     if reader.problems:
         raise YamlError(reader.problems)
     return value, reader.lines
@@ -83,6 +90,17 @@ def read_yaml(text: str) -> tuple[Any, dict[Path, int]]:
 def write_yaml(value: Any) -> str:
     """`value` as YAML text that `read_yaml` reads back unchanged, keys in their own order."""
     return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120))
+
+
+def _line_of(error: yaml.MarkedYAMLError, text: str) -> int | None:
+    """The line (from 1) that is wrong. What is still open at the end of the text is wrong where it was opened."""
+    last = _lines(text.rstrip())
+    lines = [mark.line + 1 for mark in (error.problem_mark, error.context_mark) if mark is not None]
+    return next((line for line in lines if line <= last), last) if lines else None
+
+
+def _lines(text: str) -> int:
+    return len(_BREAK.findall(text)) + 1
 
 
 def dotted(path: Path) -> str:

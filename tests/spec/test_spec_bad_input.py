@@ -108,6 +108,11 @@ ONE_MISTAKE = [
     ("cmaes of one key", "search", "search: {sampler: cmaes}", "search.sampler", 7, ["at least two"]),
     ("no end", "search", "search: {trials: null}", "search.trials", 7, ["never end"]),
     ("threshold without bound", "search", "search: {pruner: threshold}", "search.pruner", 7, ["lower"]),
+    ("pruner of several metrics", "search", "objective: {metric: [loss, accuracy]}\nsearch: {pruner: halving}", "search.pruner", 8,
+     ["halving", "2 metrics", "pruner: none"]),
+    ("collapse of several metrics", "search", "objective: {metric: [loss, accuracy]}\nsearch: {collapse: {enabled: true}}",
+     "search.collapse.enabled", 8, ["2 metrics", "leave it out"]),
+    ("determinism", "search", "search: {deterministic: true}", "search.deterministic", 7, ["not available in this version", "leave it out"]),
     ("rungs falling", "search", "search: {rungs: [0.3, 0.1]}", "search.rungs", 7, ["rising"]),
     ("rungs too close", "search", "search: {rungs: [0.1, 0.105]}", "search.rungs", 7, ["too close"]),
     ("rungs within a batch", "training", "training: {examples: 64}\nsearch: {rungs: [0.1, 0.15]}", "search.rungs", 6, ["batch of 8"]),
@@ -238,6 +243,28 @@ def test_a_file_that_is_no_spec(tmp_path: Path, content: bytes, words: str) -> N
         load_spec(path)
     assert words in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("schema: 1\nname: [a\n", 2),
+        ("schema: 1\nname: [a\n\n\n", 2),
+        ("schema: 1\nspace: {rank: [4, 8],\n  alpha: [8]\n", 2),
+        ('schema: 1\nname: "a\n', 2),
+        ("schema: 1\nmodel: m\n\tname: a\ndata: x\n", 3),
+        ("schema: 1\nname: a: b\nmodel: m\n", 2),
+        ("schema: 1\nname\n", 2),
+    ],
+)
+def test_text_that_is_no_yaml_is_told_with_a_line_of_the_file(content: str, line: int) -> None:
+    problem = only(content)
+    assert problem.line == line
+    assert str(problem).startswith(f"line {line}: not valid YAML: ")
+
+
+def test_a_character_that_yaml_has_not_is_told_with_its_line() -> None:
+    assert str(only("schema: 1\nname: a\x00b\n")).startswith("line 2: not valid YAML: ")
 
 
 def test_nested_aliases_cannot_blow_up() -> None:
