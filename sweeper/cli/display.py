@@ -78,8 +78,9 @@ class Display:
         share = f" {done:,} of {total:,}" if total else (f" {done:,}" if done else "")
         self._console.print(f"preparing: {what}{share}", highlight=False, markup=False)
 
-    def begin(self, plan: StudyPlan, finished: int) -> None:
+    def begin(self, plan: StudyPlan, finished: int, best: tuple[int, float] | None) -> None:
         """Starts drawing."""
+        self._best = (best[1], best[0]) if best is not None else None
         self._close_bar()
         self._plan, self._done, self._began = plan, finished, time.monotonic()
         total = plan.search.trials

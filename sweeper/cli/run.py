@@ -26,6 +26,10 @@ def run(spec: SpecArgument, overrides: SetOption = None, home: HomeOption = None
         console.print(f"[yellow]{stopped}[/]", highlight=False)
         console.print(f"go on with: {_again(spec, overrides or (), home)}", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
+    except KeyboardInterrupt:
+        console.print("interrupted before the first trial; nothing is lost", highlight=False)
+        console.print(f"begin again with: {_again(spec, overrides or (), home)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
     print_result(console, result, _home_flag(home))
     if result.best is None:
         raise typer.Exit(3)

@@ -80,13 +80,23 @@ def print_result(console: Console, result: SweepResult, flags: str = "") -> None
             "winner",
             f"trial {result.best.number}: " + ", ".join(f"{k}={number(result.best.params[k])}" for k in sorted(result.plan.space)),
         ),
+        *([("front", ", ".join(f"trial {trial.number}" for trial in result.front))] if len(result.plan.metrics) > 1 else []),
         ("adapter", str(result.adapter) if result.adapter else "-"),
         ("study", f"{_database(result)}   (optuna-dashboard: sweeper dashboard {name}{flags})"),
-        ("mlflow", f"{result.mlflow or '-'}   (open: sweeper mlflow {name}{flags})"),
+        ("tracker", _tracker(result, flags)),
         ("use it", f'sweeper predict {name} "your text"{flags}'),
     ]
     for what, where in lines:
         console.print(f"{what:>8}  {where}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _tracker(result: SweepResult, flags: str) -> str:
+    trackers = result.plan.spec.get("tracking")
+    kinds = [str(item["kind"]) for item in trackers if isinstance(item, dict)] if isinstance(trackers, list) else []
+    if not kinds:
+        return "none"
+    hint = f"   (MLflow's page: sweeper mlflow {result.study}{flags})" if "mlflow" in kinds else ""
+    return f"{result.tracked or ', '.join(kinds)}{hint}"
 
 
 def _database(result: SweepResult) -> str:

@@ -7,6 +7,7 @@ Does not know what it stores. Cost: the bytes.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,7 +18,10 @@ from typing import Any
 
 import fsspec
 
+from sweeper.errors import ResourceError
+
 _LIST = ".files.json"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class FolderDepot:
@@ -31,7 +35,10 @@ class FolderDepot:
             self._root = str(Path(str(root).removeprefix("file://")).expanduser().resolve())
 
     def put(self, name: str, files: Mapping[str, bytes]) -> str:
-        """Stores `files` as folder `name`, in place of one that is there; whole or not at all. Raises ValueError for a bad name."""
+        """Stores `files` as folder `name`, in place of one that is there; whole or not at all.
+
+        Raises ValueError for a bad name, ResourceError where the disk is full or may not be written.
+        """
         path = self._path(name)
         for file in files:
             _check(file)
@@ -40,19 +47,28 @@ class FolderDepot:
             return name
         aside = f"{path}.{uuid.uuid4().hex[:8]}.aside"
         try:
-            for file, content in files.items():
-                target = Path(aside) / file
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _write(target, content)
-            Path(aside).mkdir(parents=True, exist_ok=True)
-            old = f"{path}.{uuid.uuid4().hex[:8]}.aside"
-            if os.path.isdir(path):
-                os.replace(path, old)
-            os.replace(aside, path)
-            shutil.rmtree(old, ignore_errors=True)
+            self._put_here(path, aside, files)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise ResourceError(
+                f"{self._root} takes no more files ({error.strerror}); make room or mend its permissions, then go on with the same command"
+            ) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return name
+
+    def _put_here(self, path: str, aside: str, files: Mapping[str, bytes]) -> None:
+        for file, content in files.items():
+            target = Path(aside) / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _write(target, content)
+        Path(aside).mkdir(parents=True, exist_ok=True)
+        old = f"{path}.{uuid.uuid4().hex[:8]}.aside"
+        if os.path.isdir(path):
+            os.replace(path, old)
+        os.replace(aside, path)
+        shutil.rmtree(old, ignore_errors=True)
 
     def get(self, name: str) -> dict[str, bytes]:
         """The files of folder `name`. Raises FileNotFoundError."""

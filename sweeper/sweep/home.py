@@ -5,7 +5,7 @@
     data/           token files and sealed test rows, by fingerprint
     models/         base models made ready (a GGUF file converted once)
     checkpoints/<study>/<trial>/, adapters/<study>/<trial>/, outcomes/<study>/<trial>/   the depot: what workers hand over
-    stores.json     which database holds which study (mode 0600: a URL may hold a password)
+    stores.json     which database and MLflow store hold which study (mode 0600: a URL may hold a password)
 
 Does not know what is inside those files. Cost: a few system calls.
 """
@@ -73,12 +73,12 @@ class Home:
                 f"{LEAST_FREE_BYTES // 2**20} MB; free some space or choose another disk with --home"
             )
 
-    def remember_storage(self, study: str, url: str) -> None:
-        """Notes which database holds `study`, so that later verbs need only its name."""
+    def remember(self, study: str, storage: str, mlflow: str | None) -> None:
+        """Notes which database and which MLflow store hold `study`, so that later verbs need only its name."""
         stores = self._stores()
-        if stores.get(study) == url:
+        if stores.get(study) == {"storage": storage, "mlflow": mlflow}:
             return
-        stores[study] = url
+        stores[study] = {"storage": storage, "mlflow": mlflow}
         handle, aside = tempfile.mkstemp(dir=self.root, prefix=".stores-")  # mkstemp makes it mode 0600
         with os.fdopen(handle, "w") as file:
             json.dump(stores, file, indent=1, sort_keys=True)
@@ -88,10 +88,14 @@ class Home:
         """URL of the database that holds `study`. Raises StudyError if this home knows no such study."""
         stores = self._stores()
         if study in stores:
-            return stores[study]
+            return str(stores[study]["storage"])
         if not stores:
             raise StudyError(f"no study in {self.root}; start one with `sweeper run SPEC`, or name another home with --home")
         raise StudyError(f"no study {study!r} in {self.root}; {nearest(study, stores)}")
+
+    def mlflow_of(self, study: str) -> str | None:
+        """MLflow's tracking URI as the spec named it, if it did."""
+        return self._stores().get(study, {}).get("mlflow")
 
     def only_study(self) -> str:
         """The name of the one study of this home. Raises StudyError if there are none or several."""
@@ -102,11 +106,11 @@ class Home:
             return self.storage_of("")
         raise StudyError(f"{len(stores)} studies in {self.root}; name one of: {', '.join(sorted(stores))}")
 
-    def _stores(self) -> dict[str, str]:
+    def _stores(self) -> dict[str, dict[str, str | None]]:
         try:
             raw = json.loads((self.root / "stores.json").read_text())
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
             raise ResourceError(f"{self.root / 'stores.json'} cannot be read ({error}); mend or delete it and run again") from error
-        return {str(name): str(url) for name, url in raw.items()}
+        return {str(name): dict(stores) for name, stores in raw.items()}

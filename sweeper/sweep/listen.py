@@ -22,8 +22,8 @@ class Listener(Protocol):
         """Set-up work before the first trial, e.g. rows tokenised."""
         ...
 
-    def begin(self, plan: StudyPlan, finished: int) -> None:
-        """The study is open; `finished` trials are there already."""
+    def begin(self, plan: StudyPlan, finished: int, best: tuple[int, float] | None) -> None:
+        """The study is open; `finished` trials are there already, `best` is (number, value) of the best of them."""
         ...
 
     def started(self, trial: TrialSpec) -> None:
@@ -52,7 +52,7 @@ class Silent:
     def progress(self, what: str, done: int, total: int | None) -> None:
         """Nothing."""
 
-    def begin(self, plan: StudyPlan, finished: int) -> None:
+    def begin(self, plan: StudyPlan, finished: int, best: tuple[int, float] | None) -> None:
         """Nothing."""
 
     def started(self, trial: TrialSpec) -> None:

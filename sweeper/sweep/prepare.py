@@ -18,6 +18,7 @@ from pathlib import Path
 
 from sweeper.data.build import Bundle, build
 from sweeper.data.tokenizer import load_tokenizer
+from sweeper.data.tokens import TokenSet
 from sweeper.engine.base import EngineSetup
 from sweeper.errors import DataError, ModelError
 from sweeper.spec.identity import Identity, document, identity
@@ -76,6 +77,7 @@ def prepare(spec: SweepSpec, home: Home, progress: Progress | None = None, notic
     """Makes model and data ready and plans the study. Raises UserError for whatever the user can mend."""
     from transformers.utils.logging import disable_progress_bar
 
+    from sweeper.engine.evaluate import plan as evaluation_plan
     from sweeper.engine.model import context_length, load_config, prepare_model
 
     home.create()
@@ -100,14 +102,23 @@ def prepare(spec: SweepSpec, home: Home, progress: Progress | None = None, notic
         spec_document={
             **document(spec),
             "resolved": training.model_dump(mode="json"),
-            "facts": {"labels": list(bundle.labels), "counts": dict(bundle.counts), "longest": bundle.longest},
+            "facts": {"labels": list(bundle.labels), "counts": dict(bundle.counts), "longest": bundle.longest, "model": str(model)},
         },
         train_rows=bundle.counts["train"],
         chance=_chance(spec, bundle),
         data_fingerprint=bundle.tokens_fingerprint,
         versions=versions(),
     )
-    return Prepared(spec, home, storage, model, bundle, who, training, plan)
+    ready = Prepared(spec, home, storage, model, bundle, who, training, plan)
+    if notice is not None:
+        read = evaluation_plan(ready.engine_setup(), TokenSet(bundle.train).info, TokenSet(bundle.validation).info)
+        rows = bundle.counts["validation"]
+        if read.full < rows:
+            notice(
+                f"values are measured on {read.full} of {rows} validation rows, so that evaluation costs at most "
+                f"{spec.evaluate.share:g} of training; raise evaluate.share to read more"
+            )
+    return ready
 
 
 def _check_functions(spec: SweepSpec) -> None:

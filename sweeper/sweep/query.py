@@ -105,7 +105,9 @@ def best(place: Place) -> TrialView:
     """The winner. Raises StudyError while no trial has completed."""
     winner = place.reader().best(place.study)
     if winner is None:
-        raise StudyError(f"no trial of {place.study!r} has completed yet; see `sweeper status {place.study}`")
+        raise StudyError(
+            f"no trial of {place.study!r} has completed within the constraints yet; see `sweeper status {place.study}`"
+        )
     return winner
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sweeper.engine.depot import FolderDepot
 from sweeper.engine.outcomes import RowOutcomes, from_parquet
+from sweeper.errors import UserError
 from sweeper.evaluation.significance import compare
 from sweeper.records import Comparison, TrialState, Verdict
 from sweeper.study.plan import StudyPlan
@@ -34,11 +35,11 @@ class SweepResult:
     best: TrialView | None
     default: TrialView | None
     comparison: Comparison | None
+    front: tuple[TrialView, ...]  # several metrics: trials that no other beats in all of them; else the best alone
     adapter: Path | None
     finished: bool
     seconds: float
-    mlflow: str | None = None
-    notices: tuple[str, ...] = ()
+    tracked: str | None = None  # where a person looks at the sweep in its tracker
 
     @property
     def states(self) -> Mapping[TrialState, int]:
@@ -49,15 +50,17 @@ class SweepResult:
         """One sentence: is the best configuration better than the default one, on the same validation rows?"""
         best, default = self.best, self.default
         if best is None:
-            reasons = [t.reason for t in self.trials if t.state is TrialState.FAIL and t.reason]
-            return "No trial has completed" + (f"; the first failure was: {reasons[0]}" if reasons else ".")
+            return self._why_none()
         if default is None or default.state is not TrialState.COMPLETE:
             return f"Trial {best.number} is the best; the default configuration (trial {DEFAULT_TRIAL}) did not complete."
         if best.number == default.number:
             return "The default configuration is the best one found: no better than the default."
-        both = self.comparison
+        both, metric = self.comparison, self.plan.metrics[0]
         if both is None:
-            return f"Trial {best.number} is the best; it could not be compared with the default row by row."
+            return (
+                f"Trial {best.number} is the best, with {metric} {best.value:.4g} against {default.value:.4g} of the default; "
+                f"without an interval, since {metric} is not compared row by row."
+            )
         figures = (
             f"{both.metric} {both.other:.4g} against {both.base:.4g} of the default on the same {both.rows} validation rows: "
             f"difference {both.difference:+.4g}, paired 95 % interval [{both.low:+.4g}, {both.high:+.4g}]"
@@ -70,6 +73,26 @@ class SweepResult:
             return f"Trial {best.number} is worse than the default: {figures}."
         return f"Trial {best.number} is no better than the default: {figures}, which includes no difference."
 
+    def _why_none(self) -> str:
+        completed = [trial for trial in self.trials if trial.state is TrialState.COMPLETE]
+        if completed:
+            bounds = [
+                f"{name} {'at least' if side == 'min' else 'at most'} {value:g}"
+                for name, bound in self.plan.constraints.items()
+                for side, value in bound.model_dump(exclude_none=True).items()
+            ]
+            return (
+                f"{len(completed)} trials have completed, but none meets the constraints ({', '.join(bounds)}); "
+                "`sweeper trials` shows how far off they are: widen the space or loosen objective.constraints under another name."
+            )
+        reasons = [trial.reason for trial in self.trials if trial.state is TrialState.FAIL and trial.reason]
+        if not reasons:
+            return "No trial has completed."
+        return (
+            f"No trial has completed; the first failure was: {reasons[0]}. When that is mended, run it under another name, "
+            "or with more search.trials."
+        )
+
 
 def sweep_result(
     study: str,
@@ -78,8 +101,7 @@ def sweep_result(
     *,
     finished: bool,
     seconds: float,
-    mlflow: str | None = None,
-    notices: tuple[str, ...] = (),
+    tracked: str | None = None,
 ) -> SweepResult:
     """Reads the study and judges its winner against the default configuration."""
     reader = StudyReader(storage)
@@ -92,7 +114,19 @@ def sweep_result(
         comparison = compare_trials(home, plan, default, best)
     adapter = home.depot / best.adapter if best is not None and best.adapter else None
     return SweepResult(
-        study, home.root, storage, plan, trials, best, default, comparison, adapter, finished, seconds, mlflow, notices
+        study=study,
+        home=home.root,
+        storage=storage,
+        plan=plan,
+        trials=trials,
+        best=best,
+        default=default,
+        comparison=comparison,
+        front=tuple(reader.best_front(study)),
+        adapter=adapter,
+        finished=finished,
+        seconds=seconds,
+        tracked=tracked,
     )
 
 
@@ -102,18 +136,22 @@ def describe_states(states: Mapping[TrialState, int]) -> str:
 
 
 def compare_trials(home: Home, plan: StudyPlan, base: TrialView, other: TrialView) -> Comparison | None:
-    """Paired comparison of two completed trials; None where one has no per-row outcomes, or the metric has no rows."""
+    """Paired comparison of two completed trials; None where their per-row outcomes do not allow one."""
     rows = [row_outcomes(home, trial) for trial in (base, other)]
     if rows[0] is None or rows[1] is None or plan.metrics[0] not in ("loss", "perplexity", "accuracy", "macro_f1", "exact_match"):
         return None
-    return compare(
-        rows[0],
-        rows[1],
-        plan.metrics[0],
-        base_trial=base.number,
-        other_trial=other.number,
-        maximize=plan.directions[0] == "maximize",
-    )
+    try:
+        return compare(
+            rows[0],
+            rows[1],
+            plan.metrics[0],
+            base_trial=base.number,
+            other_trial=other.number,
+            maximize=plan.directions[0] == "maximize",
+        )
+    except UserError:
+        # A trial told by hand, or by an older version, was measured on other rows.
+        return None
 
 
 def row_outcomes(home: Home, trial: TrialView) -> RowOutcomes | None:

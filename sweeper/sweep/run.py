@@ -24,6 +24,7 @@ from sweeper.errors import SweeperError, UserError
 from sweeper.spec.load import load_spec
 from sweeper.spec.models import SweepSpec
 from sweeper.study.gateway import Gateway
+from sweeper.study.read import StudyReader
 from sweeper.sweep.depot import DriverDepot
 from sweeper.sweep.home import Home
 from sweeper.sweep.listen import Listener, Silent
@@ -85,9 +86,10 @@ def _run(ready: Prepared, watch: Listener, started: float) -> SweepResult:
     name = ready.spec.name
     gateway = Gateway.open(ready.storage, ready.plan, driver=f"{socket.gethostname()}:{os.getpid()}")
     try:
-        ready.home.remember_storage(name, ready.storage)
+        ready.home.remember(name, ready.storage, _mlflow_uri(ready.spec))
         finished = sum(state.is_finished() for state in gateway.states().values())
-        watch.begin(ready.plan, finished)
+        best = StudyReader(ready.storage).best(name)
+        watch.begin(ready.plan, finished, None if best is None or best.value is None else (best.number, best.value))
         outbox = _open_outbox(ready, gateway, watch)
         try:
             if not gateway.finished():
@@ -97,6 +99,10 @@ def _run(ready: Prepared, watch: Listener, started: float) -> SweepResult:
             outbox.stop()
     finally:
         gateway.close()
+
+
+def _mlflow_uri(spec: SweepSpec) -> str | None:
+    return next((tracker.uri for tracker in spec.tracking if tracker.kind == "mlflow"), None)
 
 
 def _train(ready: Prepared, gateway: Gateway, watch: Listener, outbox: Outbox, started: float) -> None:
@@ -154,7 +160,7 @@ def _result(ready: Prepared, outbox: Outbox, started: float, *, finished: bool) 
         ready.storage,
         finished=finished,
         seconds=time.monotonic() - started,
-        mlflow=outbox.url(),
+        tracked=outbox.url(),
     )
 
 

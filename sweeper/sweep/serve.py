@@ -35,9 +35,10 @@ def mlflow_page(place: Place, port: int | None = None) -> Page:
         raise ResourceError(
             f"study {place.study!r} was not tracked in MLflow; `sweeper dashboard {place.study}` shows it in Optuna's"
         )
-    if tracker.uri is not None and tracker.uri.startswith(("http://", "https://")):
-        raise ResourceError(f"study {place.study!r} is tracked by the MLflow server at {mask(tracker.uri)}; open that address")
-    uri = tracker.uri or default_mlflow_uri(place.home.root)
+    named = place.home.mlflow_of(place.study) or tracker.uri
+    if named is not None and named.startswith(("http://", "https://")):
+        raise ResourceError(f"study {place.study!r} is tracked by the MLflow server at {mask(named)}; open that address")
+    uri = named or default_mlflow_uri(place.home.root)
     chosen = free_port(MLFLOW_PORT if port is None else port)
     command, environment = mlflow_command(uri, mlflow_artifact_root(place.home.root), chosen)
     return Page("MLflow", f"http://{HOST}:{chosen}", command, environment)

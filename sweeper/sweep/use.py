@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sweeper.errors import StudyError
 from sweeper.spec.models import SweepSpec, TrainingSpec
@@ -16,7 +17,10 @@ def spec_of(place: Place) -> SweepSpec:
 
 
 def model_of(place: Place) -> Path:
-    """Folder of the base model, made ready again if it has to be."""
+    """Folder of the base model as the sweep used it, made ready again from the spec's name if it has gone."""
+    folder = Path(str(_facts(place).get("model", "")))
+    if (folder / "config.json").is_file():
+        return folder
     from sweeper.engine.model import prepare_model
 
     return prepare_model(spec_of(place).model, place.home.models)
@@ -34,8 +38,12 @@ def resolved_training(place: Place) -> TrainingSpec:
 
 def label_words(place: Place) -> tuple[str, ...]:
     """classify: the words the model answers, in class order."""
-    facts = place.reader().plan(place.study).spec.get("facts")
-    words = facts.get("labels") if isinstance(facts, dict) else None
+    words = _facts(place).get("labels")
     if not words:
         raise StudyError(f"study {place.study!r} has no labels in its database; run it again with this version")
     return tuple(str(word) for word in words)
+
+
+def _facts(place: Place) -> dict[str, Any]:
+    facts = place.reader().plan(place.study).spec.get("facts")
+    return facts if isinstance(facts, dict) else {}
