@@ -36,6 +36,17 @@ def _run(url: str, plan: StudyPlan, reopen: int = 0) -> list[TrialSpec]:
     return trials
 
 
+def _run_by_warmup(url: str, plan: StudyPlan) -> list[TrialSpec]:
+    """Completes trials until Done; the more warm-up, the better."""
+    trials: list[TrialSpec] = []
+    gateway = Gateway.open(url, plan, driver="test")
+    while isinstance(trial := gateway.next(), TrialSpec):
+        trials.append(trial)
+        gateway.end(trial.number, completed(0.5 + float(trial.params["warmup"] or 0)))
+    gateway.close()
+    return trials
+
+
 def _values(trials: list[TrialSpec], plan: StudyPlan) -> list[tuple[Any, ...]]:
     return [tuple(trial.params[key] for key in sorted(plan.space)) for trial in trials]
 
@@ -126,6 +137,24 @@ def test_a_conditional_grid_has_no_doubles(sqlite: str) -> None:
     # The default is linear, which the space has not: it comes first, then three points.
     found = sorted((str(trial.params["schedule"]), trial.params["warmup"]) for trial in trials)
     assert found == [("constant", 0.0), ("cosine", 0.1), ("cosine", 0.2), ("linear", 0.0)]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])
+def test_a_space_without_end_is_drawn_again_rather_than_tried_twice(sampler: str, sqlite: str) -> None:
+    space = {
+        "schedule": ["constant", "cosine"],
+        "warmup": {"low": 0.0, "high": 0.2, "when": {"schedule": ["cosine"]}},
+        "rank": [2, 4],
+    }
+    plan = make_plan(space=space, search={"sampler": sampler, "trials": 16, "startup_trials": 5, "pruner": "none"})
+    values = _values(_run_by_warmup(sqlite, plan), plan)
+    assert len(values) == len(set(values)) == 16
+
+
+def test_a_space_that_is_all_but_used_up_goes_on(sqlite: str) -> None:
+    space = {"rank": [2, 4], "warmup": {"low": 0.0, "high": 0.2, "when": {"rank": [16]}}}
+    plan = make_plan(space=space, search={"sampler": "random", "trials": 6, "pruner": "none"})
+    assert len(_run_by_warmup(sqlite, plan)) == 6
 
 
 def test_qmc_spreads_more_evenly_than_chance(sqlite: str) -> None:
