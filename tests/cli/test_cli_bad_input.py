@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import shutil
 import socket
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import yaml
 
 from tests.conftest import SpecMaker
 from tests.support.cli import sweeper_command
+from tests.support.disk import small_disk
 from tests.support.tiny import sentences, write_csv
 
 Write = Callable[..., Path]
@@ -121,20 +119,8 @@ def test_a_model_folder_without_tokenizer_is_refused(write: Write, model_folder:
     assert "tokenizer" in sentence
 
 
-@contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A disk of 8 MB."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
 def test_a_full_disk_is_told_before_anything_is_written(write: Write, tmp_path: Path) -> None:
-    with small_disk(tmp_path / "small") as disk:
+    with small_disk(tmp_path / "small", "8m") as disk:
         sentence = refused("run", write(), "--home", disk / "home")
     assert "MB are free" in sentence
 

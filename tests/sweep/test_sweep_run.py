@@ -227,3 +227,32 @@ def test_a_second_driver_is_told_who_runs_the_sweep(make_spec, tmp_path: Path) -
     finally:
         process.kill()
         process.communicate()
+
+
+def test_constraints_that_nobody_meets_are_named(make_spec, tmp_path: Path) -> None:
+    spec = make_spec(objective={"metric": "accuracy", "constraints": {"loss": {"max": 0.01}}}, search={"trials": 2}, tracking=[])
+    result = sweeper.run(spec, home=tmp_path)
+    assert result.best is None
+    assert "2 trials have completed" in result.verdict()
+    assert "loss at most 0.01" in result.verdict()
+
+
+def test_several_metrics_have_a_front_and_prune_nothing(make_spec, tmp_path: Path) -> None:
+    spec = make_spec(objective={"metric": ["accuracy", "loss"]}, search={"trials": 4}, tracking=[])
+    result = sweeper.run(spec, home=tmp_path)
+    assert {trial.state for trial in result.trials} == {TrialState.COMPLETE}
+    assert result.front
+    for one in result.front:
+        a, b = one.values
+        assert not any(t.values[0] >= a and t.values[1] <= b and t.values != one.values for t in result.trials)
+
+
+def test_the_winner_is_used_from_another_folder(
+    make_spec, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model_folder.parent)
+    sweeper.run(make_spec(model=model_folder.name, search={"trials": 1}, tracking=[]), home=tmp_path / "home")
+    monkeypatch.chdir(tmp_path)
+    answer = sweeper.predict_text(sweeper.find(home=tmp_path / "home"), "the film was lovely")
+    assert answer.answer in ("positive", "negative")
+    assert sum(answer.probabilities.values()) == pytest.approx(1.0, abs=1e-5)
