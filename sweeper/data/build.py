@@ -172,7 +172,8 @@ def _encode(
     source: str,
     progress: Progress | None,
 ) -> None:
-    labels = _labels(data, rows, folder)
+    values = _values(data, rows, folder)
+    labels = _labels(data, rows, folder, values)
     encoder = encoder_of(data, tokenizer, list(rows.columns), max_length, labels)
     limits = {"train": data.limit.train, "validation": data.limit.validation}
     totals = {side: min(rows.rows[side], limit or rows.rows[side]) for side, limit in limits.items()}
@@ -207,7 +208,7 @@ def _encode(
             "class_counts": class_counts(tallies, info.labels),
             "longest": max(tally.longest_used for tally in tallies.values()),
             "max_length": max_length,
-            "notices": judge(data, max_length, tallies, labels, rows),
+            "notices": judge(data, max_length, tallies, labels, rows, values["train"]),
         }
         (aside / "bundle.json").write_text(json.dumps(record, ensure_ascii=False, indent=1))
         move_in(aside, folder / name)
@@ -230,20 +231,27 @@ def _counts(rows: RowsInfo, tallies: Mapping[str, Tally]) -> dict[str, int]:
     }
 
 
-def _labels(data: DataSpec, rows: RowsInfo, folder: Path) -> classes.Labels | None:
+def _values(data: DataSpec, rows: RowsInfo, folder: Path) -> dict[str, Counter[str]]:
+    """Side -> value of the label column, as text -> rows, of training and validation; empty where there is no such column."""
+    found: dict[str, Counter[str]] = {"train": Counter(), "validation": Counter()}
+    if data.task != "classify":
+        return found
+    columns = columns_of(data, list(rows.columns))
+    template_of(data, columns, list(rows.columns))
+    for side, counts in found.items():
+        column = pq.read_table(folder / f"{side}.parquet", columns=[rows.columns[columns["label"]]]).column(0)
+        for pair in pc.value_counts(column).to_pylist():
+            counts[as_text(pair["values"]).strip()] += pair["counts"]
+        counts.pop("", None)
+    return found
+
+
+def _labels(data: DataSpec, rows: RowsInfo, folder: Path, values: Mapping[str, Counter[str]]) -> classes.Labels | None:
     if data.task != "classify":
         return None
     columns = columns_of(data, list(rows.columns))
-    template_of(data, columns, list(rows.columns))
-    stored = rows.columns[columns["label"]]
-    found: Counter[str] = Counter()
-    for side in ("train", "validation"):
-        column = pq.read_table(folder / f"{side}.parquet", columns=[stored]).column(0)
-        for pair in pc.value_counts(column).to_pylist():
-            found[as_text(pair["values"]).strip()] += pair["counts"]
-    found.pop("", None)
-    labels = classes.resolve(data.labels, found, columns["label"])
-    unknown = sealed_unknown(folder / "sealed", stored, labels.class_of)
+    labels = classes.resolve(data.labels, values["train"] + values["validation"], columns["label"])
+    unknown = sealed_unknown(folder / "sealed", rows.columns[columns["label"]], labels.class_of)
     if unknown:
         what = "a value" if unknown == 1 else f"{unknown} values"
         raise DataError(

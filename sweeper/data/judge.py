@@ -62,9 +62,17 @@ def check_sides(rows: RowsInfo, data: DataSpec) -> None:
         )
 
 
-def judge(data: DataSpec, max_length: int, tallies: Mapping[str, Tally], labels: Labels | None, rows: RowsInfo) -> list[str]:
+def judge(
+    data: DataSpec,
+    max_length: int,
+    tallies: Mapping[str, Tally],
+    labels: Labels | None,
+    rows: RowsInfo,
+    given: Mapping[str, int],
+) -> list[str]:
     """Notices about what was changed or looks thin.
 
+    `given`: value of the label column -> rows of the training side, before any limit.
     Raises DataError for rows that are too long (too_long: refuse), labels that are mostly missing, a side of which no row is
     left, or a class that training lacks.
     """
@@ -90,7 +98,8 @@ def judge(data: DataSpec, max_length: int, tallies: Mapping[str, Tally], labels:
     if not rows.rows["test"] and data.split.test and data.split.by != "files":
         notices.append("no row is set aside as test, so the winner cannot be confirmed on rows that no trial has seen")
     if labels is not None:
-        notices += check_classes(labels.words, class_counts(tallies, labels.words), data.limit.train is not None)
+        limited = tallies["train"].seen < rows.rows["train"]
+        notices += check_classes(labels, class_counts(tallies, labels.words), given, limited)
     return notices
 
 

@@ -69,19 +69,31 @@ def resolve(given: dict[str, str] | list[str] | None, found: Mapping[str, int], 
     return Labels(words, {value: words.index(word) for value, word in pairs})
 
 
-def check_classes(words: tuple[str, ...], counts: Mapping[str, Mapping[str, int]], limited: bool) -> list[str]:
+def check_classes(labels: Labels, counts: Mapping[str, Mapping[str, int]], given: Mapping[str, int], limited: bool) -> list[str]:
     """Checks the rows per class of train and validation, as they will be used; returns notices about rare classes.
 
-    Raises DataError if training lacks a class.
+    `given`: value of the label column -> training rows before any was dropped or left out by data.limit.train; `limited`: whether
+    that limit leaves rows out. Raises DataError if training lacks a class.
     """
-    train, validation = counts["train"], counts["validation"]
-    remedy = "raise data.limit.train" if limited else "add rows of it, or leave it out of the data and of data.labels"
-    for word in words:
+    words, train, validation = labels.words, counts["train"], counts["validation"]
+    for number, word in enumerate(words):
         if not train.get(word, 0):
-            have = validation.get(word, 0)
-            where = f"{have:,} validation rows have it" if have else "data.labels or the test rows have it"
-            raise DataError(f"no training row has the label {word!r}, though {where}; {remedy}")
+            before = sum(rows for value, rows in given.items() if labels.class_of.get(value) == number)
+            raise DataError(_lacking(word, before, validation.get(word, 0), limited))
     few = [(word, train[word], "row" if train[word] == 1 else "rows") for word in words if train[word] < _RARE]
     rare = [f"the class {word!r} has only {count} training {rows}" for word, count, rows in few]
     unseen = [f"the class {word!r} has no validation row, so validation says nothing about it" for word in words]
     return rare + [notice for word, notice in zip(words, unseen, strict=True) if not validation.get(word)]
+
+
+def _lacking(word: str, before: int, have: int, limited: bool) -> str:
+    """The sentence for a class that no training row has; `before`, `have`: its training rows as given, its validation rows."""
+    if before and limited:
+        return f"no training row within data.limit.train has the label {word!r}, but {before:,} of all do; raise data.limit.train"
+    if before:
+        return (
+            f"all {before:,} training rows with the label {word!r} were dropped, being too long or without text; set data.too_long "
+            "to cut, raise training.max_length, or mend those rows"
+        )
+    where = f"{have:,} validation rows have it" if have else "data.labels or the test rows have it"
+    return f"no training row has the label {word!r}, though {where}; add rows of it, or leave it out of the data and of data.labels"

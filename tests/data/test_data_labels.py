@@ -87,6 +87,21 @@ def test_a_limit_that_leaves_a_class_out_is_named(built: Built) -> None:
         built(sided(["a", "b"] * 5, ["a", "b"]), split=PARTS, limit={"train": 1})
 
 
+def test_a_limit_is_not_blamed_for_a_class_that_training_never_has(built: Built) -> None:
+    with pytest.raises(
+        DataError, match="no training row has the label 'c', though 2 validation rows have it; add rows of it"
+    ) as caught:
+        built(sided(["a", "b"] * 20, ["a", "c", "c"]), split=PARTS, limit={"train": 30})
+    assert "data.limit" not in str(caught.value)
+
+
+def test_a_class_of_which_all_training_rows_were_dropped_is_named(built: Built) -> None:
+    rows = sided(["a", "b"] * 10, ["a", "b"])
+    rows += [{"text": "the film was good " * 30 + str(i), "label": "c", "side": "train"} for i in range(3)]
+    with pytest.raises(DataError, match=r"all 3 training rows with the label 'c' were dropped, .* too_long"):
+        built(rows, split=PARTS, too_long="drop", max_length=48)
+
+
 def test_free_text_as_labels_is_refused(built: Built) -> None:
     with pytest.raises(DataError, match=r"60 different values in 60 rows, which are no classes; .* task: instruct"):
         built(sided([f"label {i}" for i in range(50)], [f"label {i}" for i in range(50, 60)]), split=PARTS)
