@@ -98,7 +98,7 @@ def test_a_limit_is_not_blamed_for_a_class_that_training_never_has(built: Built)
 def test_a_class_of_which_all_training_rows_were_dropped_is_named(built: Built) -> None:
     rows = sided(["a", "b"] * 10, ["a", "b"])
     rows += [{"text": "the film was good " * 30 + str(i), "label": "c", "side": "train"} for i in range(3)]
-    with pytest.raises(DataError, match=r"all 3 training rows with the label 'c' were dropped, .* too_long"):
+    with pytest.raises(DataError, match=r"all 3 training rows with the label 'c' were dropped, .* data\.too_long"):
         built(rows, split=PARTS, too_long="drop", max_length=48)
 
 
