@@ -18,9 +18,9 @@ from pathlib import Path
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_when_event_set, wait_exponential
 
 from sweeper.errors import FencedError
+from sweeper.spec.mask import mask
 from sweeper.sweep.telling import EventRow, OutboxLedger, Teller
 from sweeper.tracking.base import Tracker, TrackerRefusedError
-from sweeper.tracking.masking import mask
 
 POLL_SECONDS = 0.5
 BATCH = 50

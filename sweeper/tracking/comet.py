@@ -18,9 +18,9 @@ from typing import Any
 
 from sweeper.errors import ResourceError
 from sweeper.records import ParamValue, TrialState
+from sweeper.spec.mask import mask
 from sweeper.tracking.base import TAG_REASON, TAG_STATE, TAG_STUDY, TAG_SWEEP, TAG_TRIAL, TAG_WINNER, Metric
 from sweeper.tracking.journal import Journals, RunFacts
-from sweeper.tracking.masking import mask, mask_tags, mask_tree
 from sweeper.tracking.privacy import quiet
 
 _SILENT: dict[str, Any] = {
@@ -65,8 +65,8 @@ class CometTracker:
         time_ms: int | None = None,
     ) -> str:
         run = run or self._journals.run_id(tags.get(TAG_SWEEP, study))
-        labels = {TAG_STUDY: study, TAG_STATE: "running", **mask_tags(tags)}
-        self._note(run, name=study, parent="", spec=mask_tree(spec), tags=labels)
+        labels = {TAG_STUDY: study, TAG_STATE: "running", **mask(tags)}
+        self._note(run, name=study, parent="", spec=mask(spec), tags=labels)
         return run
 
     def start_trial(
@@ -79,7 +79,7 @@ class CometTracker:
         time_ms: int | None = None,
     ) -> str:
         run = run or self._journals.run_id(sweep, str(number))
-        labels = {TAG_TRIAL: str(number), TAG_STATE: TrialState.RUNNING.value, **mask_tags(tags)}
+        labels = {TAG_TRIAL: str(number), TAG_STATE: TrialState.RUNNING.value, **mask(tags)}
         self._note(run, name=f"trial {number}", parent=sweep, params={k: str(v) for k, v in params.items()}, tags=labels)
         return run
 
@@ -90,13 +90,13 @@ class CometTracker:
             self._waiting.add(run)
 
     def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
-        self._note(run, tags=mask_tags(tags))
+        self._note(run, tags=mask(tags))
 
     def log_artifact(self, run: str, path: Path, folder: str = "") -> None:
         self._note(run, artifacts={f"{folder}/{path.name}".lstrip("/") if path.is_file() else folder: str(path)})
 
     def log_dataset(self, run: str, name: str, digest: str, source: str, context: str, profile: Mapping[str, object]) -> None:
-        facts = {"name": name, "digest": digest, "source": mask(source), "profile": str(mask_tree(profile))}
+        facts = {"name": name, "digest": digest, "source": mask(source), "profile": str(mask(profile))}
         self._note(run, tags={f"data.{context}.{key}": value for key, value in facts.items()})
 
     def log_table(self, run: str, name: str, columns: Mapping[str, Sequence[object]]) -> None:

@@ -15,9 +15,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from sweeper.errors import ResourceError, UserError
+from sweeper.spec.mask import mask
 from sweeper.spec.models import TrackerSpec
 from sweeper.tracking.base import Tracker
-from sweeper.tracking.masking import mask
 from sweeper.tracking.privacy import quiet
 
 ANSWER_SECONDS = 5.0

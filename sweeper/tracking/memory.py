@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sweeper.records import ParamValue, TrialState
+from sweeper.spec.mask import mask
 from sweeper.tracking.base import (
     BY_PERSON,
     TAG_REASON,
@@ -22,7 +23,6 @@ from sweeper.tracking.base import (
     Metric,
     TrackerRefusedError,
 )
-from sweeper.tracking.masking import mask, mask_tags, mask_tree
 
 
 @dataclass
@@ -66,8 +66,8 @@ class MemoryTracker:
     ) -> str:
         wanted = {TAG_STUDY: study, **{name: tags[name] for name in (TAG_SWEEP,) if name in tags}}
         found = self.runs.get(run or "") or self._find(None, wanted) or self._new(study, None)
-        found.tags.update({TAG_STUDY: study, **mask_tags(tags)})
-        found.spec = mask_tree(spec)
+        found.tags.update({TAG_STUDY: study, **mask(tags)})
+        found.spec = mask(spec)
         found.status = "running"
         return found.id
 
@@ -84,7 +84,7 @@ class MemoryTracker:
         name = str(number)
         found = self.runs.get(run or "") or self._find(sweep, {TAG_TRIAL: name}) or self._new(f"trial {number}", sweep)
         found.params = {key: str(value) for key, value in params.items()} | found.params
-        found.tags.update({TAG_TRIAL: name, TAG_STATE: TrialState.RUNNING.value, **mask_tags(tags)})
+        found.tags.update({TAG_TRIAL: name, TAG_STATE: TrialState.RUNNING.value, **mask(tags)})
         found.status = "running"
         return found.id
 
@@ -96,7 +96,7 @@ class MemoryTracker:
                 known.append(metric)
 
     def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
-        self._run(run).tags.update(mask_tags(tags))
+        self._run(run).tags.update(mask(tags))
 
     def log_artifact(self, run: str, path: Path, folder: str = "") -> None:
         files = [path.name] if path.is_file() else [str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()]

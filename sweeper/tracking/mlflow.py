@@ -23,8 +23,8 @@ from typing import Any
 
 from sweeper.errors import ResourceError
 from sweeper.records import ParamValue, TrialState
+from sweeper.spec.mask import mask
 from sweeper.tracking.base import TAG_REASON, TAG_STATE, TAG_STUDY, TAG_SWEEP, TAG_TRIAL, TAG_WINNER, Metric, TrackerRefusedError
-from sweeper.tracking.masking import mask, mask_tags, mask_tree
 from sweeper.tracking.memory import status_of
 from sweeper.tracking.privacy import quiet
 
@@ -68,7 +68,7 @@ class MlflowTracker:
         time_ms: int | None = None,
     ) -> str:
         wanted = {TAG_STUDY: study, **{name: tags[name] for name in (TAG_SWEEP,) if name in tags}}
-        labels = {**SOURCE, TAG_STUDY: study, TAG_STATE: "running", **mask_tags(tags)}
+        labels = {**SOURCE, TAG_STUDY: study, TAG_STATE: "running", **mask(tags)}
         with self._told():
             found = self._existing(run) or self._find(wanted, f"attribute.run_name = {_quoted(study)}")
             if found is None:
@@ -77,7 +77,7 @@ class MlflowTracker:
                 self._reopen(found)
                 self._write(found.info.run_id, tags=labels)
             self._params(found, {name: str(value) for name, value in _fixed(spec).items()})
-            self._client.log_dict(found.info.run_id, mask_tree(spec), "spec.yaml")
+            self._client.log_dict(found.info.run_id, mask(spec), "spec.yaml")
             return str(found.info.run_id)
 
     def start_trial(
@@ -90,7 +90,7 @@ class MlflowTracker:
         time_ms: int | None = None,
     ) -> str:
         state = {TAG_TRIAL: str(number), TAG_STATE: TrialState.RUNNING.value}
-        labels = {**SOURCE, PARENT: sweep, **state, **mask_tags(tags)}
+        labels = {**SOURCE, PARENT: sweep, **state, **mask(tags)}
         with self._told():
             self._reopen(self._client.get_run(sweep))
             found = self._existing(run) or self._find({PARENT: sweep, TAG_TRIAL: str(number)})
@@ -113,7 +113,7 @@ class MlflowTracker:
 
     def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
         with self._told():
-            self._write(run, tags=mask_tags(tags))
+            self._write(run, tags=mask(tags))
 
     def log_artifact(self, run: str, path: Path, folder: str = "") -> None:
         with self._told():
@@ -130,7 +130,7 @@ class MlflowTracker:
             digest=digest[:36],  # MLflow's column holds 36 characters
             source_type="sweeper",
             source=json.dumps({"uri": mask(source)}),
-            profile=json.dumps(mask_tree(profile)),
+            profile=json.dumps(mask(profile)),
         )
         with self._told():
             self._client.log_inputs(run, [DatasetInput(fact, tags=[InputTag("mlflow.data.context", context)])])
@@ -192,7 +192,7 @@ class MlflowTracker:
     def url(self, run: str) -> str:
         if self.uri.startswith(("http://", "https://")):
             return f"{mask(self.uri).rstrip('/')}/#/experiments/{self._experiment}/runs/{run}"
-        return mask(self.uri)
+        return str(mask(self.uri))
 
     def close(self) -> None:
         return None
@@ -299,7 +299,7 @@ def _fixed(spec: Mapping[str, object]) -> dict[str, object]:
     for name, (section, key) in FIXED.items():
         part = spec.get(section)
         if isinstance(part, Mapping) and key in part:
-            facts[name] = mask_tree(part[key])
+            facts[name] = mask(part[key])
     return facts
 
 

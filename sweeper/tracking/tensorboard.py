@@ -20,9 +20,9 @@ from typing import Any
 
 from sweeper.errors import ResourceError
 from sweeper.records import ParamValue, TrialState
+from sweeper.spec.mask import mask
 from sweeper.tracking import tensorboard_events as events
 from sweeper.tracking.base import TAG_REASON, TAG_STATE, TAG_STUDY, TAG_TRIAL, TAG_WINNER, Metric, TrackerRefusedError
-from sweeper.tracking.masking import mask, mask_tags, mask_tree
 from sweeper.tracking.memory import status_of
 
 TAG_PREFIX = "tag/"
@@ -61,7 +61,7 @@ class TensorboardTracker:
     ) -> str:
         run = f"{study}/{_SWEEP}"
         (self.folder / run).mkdir(parents=True, exist_ok=True)
-        self._text(run, "spec", _as_code(mask_tree(spec)))
+        self._text(run, "spec", _as_code(mask(spec)))
         self.set_tags(run, {TAG_STUDY: study, TAG_STATE: "running", **tags})
         return run
 
@@ -92,7 +92,7 @@ class TensorboardTracker:
         writer.flush()
 
     def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
-        for name, value in mask_tags(tags).items():
+        for name, value in mask(tags).items():
             self._text(run, f"{TAG_PREFIX}{name}", value)
 
     def log_artifact(self, run: str, path: Path, folder: str = "") -> None:
@@ -104,7 +104,7 @@ class TensorboardTracker:
             shutil.copy2(path, place / path.name)
 
     def log_dataset(self, run: str, name: str, digest: str, source: str, context: str, profile: Mapping[str, object]) -> None:
-        fact = {"name": name, "digest": digest, "source": mask(source), "context": context, "profile": mask_tree(profile)}
+        fact = {"name": name, "digest": digest, "source": mask(source), "context": context, "profile": mask(profile)}
         self._text(run, f"data/{context}", _as_code(fact))
 
     def log_table(self, run: str, name: str, columns: Mapping[str, Sequence[object]]) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 
 from sweeper.errors import ResourceError
 from sweeper.records import ParamValue, TrialState
+from sweeper.spec.mask import mask
 from sweeper.tracking.base import TAG_REASON, TAG_STATE, TAG_STUDY, TAG_SWEEP, TAG_TRIAL, TAG_WINNER, Metric
 from sweeper.tracking.journal import Journals
-from sweeper.tracking.masking import mask, mask_tags, mask_tree
 from sweeper.tracking.memory import status_of
 from sweeper.tracking.privacy import quiet
 
@@ -54,7 +54,7 @@ class WandbTracker:
     ) -> str:
         run = run or self._journals.run_id(tags.get(TAG_SWEEP, study))
         self._journals.note(run, name=study, parent="")
-        self._run(run).config.update({"spec": mask_tree(spec)}, allow_val_change=True)
+        self._run(run).config.update({"spec": mask(spec)}, allow_val_change=True)
         self.set_tags(run, {TAG_STUDY: study, TAG_STATE: "running", **tags})
         return run
 
@@ -82,7 +82,7 @@ class WandbTracker:
         self._journals.note_metrics(run, fresh)
 
     def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
-        masked = mask_tags(tags)
+        masked = mask(tags)
         self._run(run).summary.update(masked)
         self._journals.note(run, tags=masked)
 
@@ -98,7 +98,7 @@ class WandbTracker:
         self._run(run).log_artifact(bundle)  # the same content again is the same version
 
     def log_dataset(self, run: str, name: str, digest: str, source: str, context: str, profile: Mapping[str, object]) -> None:
-        fact = {"name": name, "digest": digest, "source": mask(source), "profile": mask_tree(profile)}
+        fact = {"name": name, "digest": digest, "source": mask(source), "profile": mask(profile)}
         self._run(run).config.update({f"data_{context}": fact}, allow_val_change=True)
 
     def log_table(self, run: str, name: str, columns: Mapping[str, Sequence[object]]) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from sweeper.errors import BusyError, ResourceError, UserError
+from sweeper.spec.mask import mask
 from sweeper.spec.models import TrackerSpec
 from sweeper.tracking.factory import build_trackers
-from sweeper.tracking.masking import mask, mask_tree
 from sweeper.tracking.privacy import QUIET, quiet
 from sweeper.tracking.serve import dashboard_command, free_port, mlflow_command
 
@@ -112,10 +112,6 @@ except UserError as error:
 )
 def test_passwords_in_urls_are_masked(text: str, masked: str) -> None:
     assert mask(text) == masked
-
-
-def test_masking_reaches_into_nested_specs() -> None:
-    assert mask_tree({"a": [{"b": "s3://k:v@bucket"}, 3]}) == {"a": [{"b": "s3://k:***@bucket"}, 3]}
 
 
 def test_quiet_leaves_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
