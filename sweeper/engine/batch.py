@@ -68,6 +68,18 @@ class Batches:
         self._epoch = -1
         self._order: npt.NDArray[np.int64] = np.empty(0, np.int64)
 
+    @property
+    def chunk_tokens(self) -> int:
+        """Tokens of the largest chunk of several rows."""
+        return self._chunk_tokens
+
+    def halve(self, batch: Batch, chunk: int) -> bool:
+        """Has that chunk, and all to come, cut in two; False if it is a single row."""
+        if len(batch.chunks[chunk]) == 1:
+            return False
+        self._chunk_tokens = batch.sizes[chunk] // 2
+        return True
+
     def at(self, seen: int) -> Batch:
         """The batch that begins after `seen` examples. Raises ValueError past the budget."""
         count = min(self._batch_size, self._examples - seen)

@@ -22,18 +22,19 @@ from sweeper.engine import evaluate
 from sweeper.engine.base import Ended, EngineSetup, Event
 from sweeper.engine.batch import Batches
 from sweeper.engine.checkpoint import Checkpoint, Measured, Progress, load_checkpoint, save_checkpoint
+from sweeper.engine.memory import NO_ROOM, let_go, ran_out
 from sweeper.engine.metrics import compute, needs_text
 from sweeper.engine.model import load_tokenizer
 from sweeper.engine.net import Net, build_net
 from sweeper.engine.outcomes import to_parquet
 from sweeper.engine.packed import Chunk
 from sweeper.engine.params import read_params
-from sweeper.engine.scheduler import Phase, Scheduler
+from sweeper.engine.scheduler import Phase, Schedule, Scheduler
 from sweeper.engine.seeds import mix
 from sweeper.engine.slots import Slots
 from sweeper.engine.trial import Running
-from sweeper.errors import ModelError, SweeperError, TrialError
-from sweeper.records import Action, Decision, Depot, Ending, Outcome, Report, ReportKind, TrialSpec
+from sweeper.errors import ModelError, SweeperError, TrialError, UserError
+from sweeper.records import Action, Decision, Depot, Ending, Report, ReportKind, TrialSpec
 
 PROGRESS_SECONDS = 1.0
 OUTCOMES_FILE = "rows.parquet"
@@ -111,13 +112,17 @@ class TrialEngine:
             return []
         numbers = [work.evaluate] if work.evaluate is not None else list(dict.fromkeys(trial for trial, _ in work.chunks))
         events: list[Event] = []
+        short = False
         try:
             if work.evaluate is not None:
                 events += self._evaluate(self._running[work.evaluate])
             else:
                 self._train(work.chunks)
         except Exception as error:
-            events += [self._failed(number, error) for number in numbers]
+            short = ran_out(error)
+            events += [] if short else [self._failed(number, error) for number in numbers]
+        if short:  # outside the handler, whose error still holds what the failed pass allocated
+            events += self._again_with_less(work, numbers)
         for number in numbers:
             if number in self._running and self._running[number].batch is not None:
                 events += self._complete_batch(number)
@@ -183,6 +188,34 @@ class TrialEngine:
         for (number, index), loss, size in zip(chosen, losses, sizes, strict=True):
             self._running[number].losses[index] = loss
             self._running[number].progress.train_seconds += seconds * size / sum(sizes)
+
+    def _again_with_less(self, work: Schedule, numbers: Sequence[int]) -> list[Event]:
+        """Has a piece that did not fit into memory done again with less at once; a row that does not fit alone ends its trial.
+
+        Gradients of half a pass cannot be told from those before it, so the trials' batches begin anew.
+        """
+        let_go()
+        if work.evaluate is not None:
+            running = self._running[work.evaluate]
+            log.warning("trial %d ran out of memory in an evaluation; it goes on with half the rows at once", work.evaluate)
+            fits = running.evaluation is not None and running.evaluation.halve()
+            return [] if fits else [self._end(running, Ending.FAILED, NO_ROOM)]
+        alone = len(work.chunks) == 1
+        if not alone:
+            self._scheduler.halve()
+        events: list[Event] = []
+        for number in numbers:
+            running = self._running[number]
+            assert running.batch is not None
+            if alone and not running.batches.halve(running.batch, work.chunks[0][1]):
+                events.append(self._end(running, Ending.FAILED, NO_ROOM))
+                continue
+            running.recut = running.recut or alone
+            log.warning("trial %d ran out of memory in training; its batch is done again with less at once", number)
+            running.row.gradient.zero_()
+            self._scheduler.withdraw(number)
+            self._next(running)
+        return events
 
     def _complete_batch(self, number: int) -> list[Event]:
         """Takes the optimizer step if every chunk of the trial's batch is done."""
@@ -323,30 +356,15 @@ class TrialEngine:
         self, running: Running, kind: ReportKind, nominal: int, measured: Measured | None = None, checkpoint: str | None = None
     ) -> Report:
         running.reported = time.monotonic()
-        p = running.progress
-        return Report(
-            trial=running.spec.number,
-            kind=kind,
-            nominal=nominal,
-            examples=p.examples,
-            step=p.steps,
-            time_ms=int(time.time() * 1000),
-            metrics={**running.train_metrics(), **(measured.metrics if measured is not None else {})},
-            attempt=running.spec.attempt,
-            outcomes=measured.outcomes if measured is not None else None,
-            checkpoint=checkpoint,
-            rows=running.evaluation.count if measured is not None and running.evaluation is not None else 0,
-            train_seconds=p.train_seconds,
-            evaluate_seconds=p.evaluate_seconds,
-            tokens=p.tokens,
-            worker=self._setup.worker,
-        )
+        return running.report(kind, nominal, self._setup.worker, measured, checkpoint)
 
     def _failed(self, number: int, error: Exception) -> Ended:
+        if isinstance(error, UserError):
+            raise error  # a full disk, say: no trial's fault, and none may be lost to it
         if isinstance(error, SweeperError):
             reason = str(error)
-        elif isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            reason = "the device ran out of memory; a smaller batch_size, chunk_tokens or max_length needs less"
+        elif ran_out(error):
+            reason = "the device ran out of memory; a smaller rank or max_length, or fewer slots, needs less"
         else:
             log.exception("trial %d failed", number, exc_info=error)
             reason = f"{type(error).__name__}: {error}"
@@ -356,27 +374,12 @@ class TrialEngine:
         self, running: Running, ending: Ending, reason: str = "", checkpoint: str | None = None, adapter: str | None = None
     ) -> Ended:
         """Empties the slot."""
-        number, p = running.spec.number, running.progress
+        number = running.spec.number
         self._net.remove(running.slot)
         self._slots.free(running.slot)
         self._scheduler.remove(number)
         del self._running[number]
-        measured = p.best if ending is Ending.COMPLETED and p.best is not None else p.last
-        outcome = Outcome(
-            ending=ending,
-            reason=reason,
-            metrics=dict(measured.metrics) if measured is not None else {},
-            nominal=measured.nominal if measured is not None else 0,
-            examples=p.examples,
-            adapter=adapter,
-            checkpoint=checkpoint,
-            outcomes=measured.outcomes if measured is not None else None,
-            train_seconds=p.train_seconds,
-            evaluate_seconds=p.evaluate_seconds,
-            tokens=p.tokens,
-            worker=self._setup.worker,
-        )
-        return Ended(number, outcome)
+        return Ended(number, running.outcome(ending, reason, self._setup.worker, checkpoint, adapter))
 
 
 def _number(value: int | None, name: str) -> int:

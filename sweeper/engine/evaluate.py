@@ -135,6 +135,16 @@ class Evaluation:
             if time.monotonic() >= until:
                 return
 
+    def halve(self) -> bool:
+        """Cuts the next chunk in two; False if it is a single row, or there is none."""
+        if self.done:
+            return False
+        kind, chunk = self._chunks[self._at]
+        middle = len(chunk) // 2
+        if middle:
+            self._chunks[self._at : self._at + 1] = [(kind, chunk[:middle]), (kind, chunk[middle:])]
+        return middle > 0
+
     def outcomes(self, row_ids: Sequence[str], references: Sequence[str]) -> RowOutcomes:
         """What came of it, in row order; to be asked once `done`. Arguments are the first `count` of the data's."""
         labels = np.array([self._data.row(i).label for i in range(self.count)], np.int32)

@@ -60,10 +60,12 @@ class FullNet:
         self._binding = None
 
     def train(self, chunks: Sequence[Chunk]) -> list[float]:
-        with seeded(chunks[0].seed, self._packed.device):
-            losses = self._packed.train(chunks, dropout=self._dropout > 0)
-        self._bound().collect()
-        return losses
+        try:
+            with seeded(chunks[0].seed, self._packed.device):
+                return self._packed.train(chunks, dropout=self._dropout > 0)
+        finally:
+            # After a failure as well: whoever tries again clears the row, and nothing may be left beside it.
+            self._bound().collect()
 
     def losses(self, slot: int, rows: Sequence[TokenRow]) -> list[tuple[float, int]]:
         return self._packed.losses(slot, rows)

@@ -101,13 +101,16 @@ class PlainNet:
     def train(self, chunks: Sequence[Chunk]) -> list[float]:
         self._model.train()
         losses: list[float] = []
-        for chunk in chunks:
-            with seeded(chunk.seed, self._device):
-                logits, targets = self._targets(chunk.rows)
-                loss = chunk.weight * F.cross_entropy(logits, targets, label_smoothing=chunk.smoothing, reduction="sum")
-                loss.backward()  # type: ignore[no-untyped-call]
-            losses.append(float(loss.detach()))
-        self._bound().collect()
+        try:
+            for chunk in chunks:
+                with seeded(chunk.seed, self._device):
+                    logits, targets = self._targets(chunk.rows)
+                    loss = chunk.weight * F.cross_entropy(logits, targets, label_smoothing=chunk.smoothing, reduction="sum")
+                    loss.backward()  # type: ignore[no-untyped-call]
+                losses.append(float(loss.detach()))
+        finally:
+            # After a failure as well: whoever tries again clears the row, and nothing may be left beside it.
+            self._bound().collect()
         return losses
 
     @torch.no_grad()

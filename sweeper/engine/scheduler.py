@@ -81,6 +81,15 @@ class Scheduler:
         entry.phase = Phase.TRAINING
         entry.chunks.extend(enumerate(sizes))
 
+    def withdraw(self, trial: int) -> None:
+        """Takes back what is left of the trial's batch."""
+        self._entries[trial].chunks.clear()
+        self._entries[trial].phase = Phase.IDLE
+
+    def halve(self) -> None:
+        """Half the tokens a micro-step from now on; a chunk over the budget still goes alone."""
+        self._budget = max(1, self._budget // 2)
+
     def evaluate(self, trial: int) -> None:
         """The trial is to be evaluated next, piece by piece, until its phase changes."""
         self._entries[trial].phase = Phase.EVALUATING

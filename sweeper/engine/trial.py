@@ -8,6 +8,7 @@ Does not know the engine, the scheduler or the depot. Costs nothing.
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ from sweeper.engine.optimizer import Row
 from sweeper.engine.params import Params
 from sweeper.engine.schedules import factor, total_steps
 from sweeper.errors import TrialError
-from sweeper.records import TrialSpec
+from sweeper.records import Ending, Outcome, Report, ReportKind, TrialSpec
 
 EXPLODED = 20.0
 EXPLODED_NATS = 3.0
@@ -44,6 +45,7 @@ class Running:
     checkpoints: deque[str] = field(default_factory=deque)
     checkpointed: float = 0.0
     reported: float = 0.0
+    recut: bool = False  # memory did not suffice for the study's chunks
 
     @property
     def finished(self) -> bool:
@@ -91,7 +93,11 @@ class Running:
         return nominal in self.spec.rungs and not self.is_final(nominal)
 
     def train_metrics(self) -> dict[str, float]:
-        """Training loss (as optimised, so with label smoothing) since the last evaluation, and the last step's rate and norm."""
+        """Training loss (as optimised, so with label smoothing) since the last evaluation, and the last step's rate and norm.
+
+        `train/chunk_tokens` is there only where memory did not suffice for the study's own: from then on the trial's numbers
+        may differ from another run's by rounding and dropout masks.
+        """
         p = self.progress
         if p.interval_steps == 0:
             return {}
@@ -99,4 +105,47 @@ class Running:
             "train/loss": p.interval_loss / p.interval_steps,
             "train/learning_rate": p.learning_rate,
             "train/grad_norm": p.gradient_norm,
+            **({"train/chunk_tokens": float(self.batches.chunk_tokens)} if self.recut else {}),
         }
+
+    def report(
+        self, kind: ReportKind, nominal: int, worker: str, measured: Measured | None = None, checkpoint: str | None = None
+    ) -> Report:
+        """Where the trial stands now, with the metrics of `measured` if an evaluation is reported."""
+        p = self.progress
+        return Report(
+            trial=self.spec.number,
+            kind=kind,
+            nominal=nominal,
+            examples=p.examples,
+            step=p.steps,
+            time_ms=int(time.time() * 1000),
+            metrics={**self.train_metrics(), **(measured.metrics if measured is not None else {})},
+            attempt=self.spec.attempt,
+            outcomes=measured.outcomes if measured is not None else None,
+            checkpoint=checkpoint,
+            rows=self.evaluation.count if measured is not None and self.evaluation is not None else 0,
+            train_seconds=p.train_seconds,
+            evaluate_seconds=p.evaluate_seconds,
+            tokens=p.tokens,
+            worker=worker,
+        )
+
+    def outcome(self, ending: Ending, reason: str, worker: str, checkpoint: str | None, adapter: str | None) -> Outcome:
+        """How it ended, with the metrics of its best evaluation if it completed and one was kept, else of its last."""
+        p = self.progress
+        measured = p.best if ending is Ending.COMPLETED and p.best is not None else p.last
+        return Outcome(
+            ending=ending,
+            reason=reason,
+            metrics=dict(measured.metrics) if measured is not None else {},
+            nominal=measured.nominal if measured is not None else 0,
+            examples=p.examples,
+            adapter=adapter,
+            checkpoint=checkpoint,
+            outcomes=measured.outcomes if measured is not None else None,
+            train_seconds=p.train_seconds,
+            evaluate_seconds=p.evaluate_seconds,
+            tokens=p.tokens,
+            worker=worker,
+        )

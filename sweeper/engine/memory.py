@@ -1,0 +1,31 @@
+"""Running out of memory: how it is told from other errors, and how what was half done is let go.
+
+The engine does a piece of work that did not fit again with less at once: fewer chunks in a micro-step, then smaller chunks, then
+single rows. Does not know trials. Costs nothing until it happens.
+"""
+
+from __future__ import annotations
+
+import gc
+
+import torch
+
+NO_ROOM = (
+    "the device ran out of memory on a single row; a smaller max_length or rank, or gradient_checkpointing: true, needs less, "
+    "and fewer slots leave more"
+)
+_SIGNS = ("can't allocate memory", "std::bad_alloc", "out of memory")
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether `error` says that memory, the device's or the machine's, did not suffice."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
+
+
+def let_go() -> None:
+    """Frees what a failed pass left: graphs in reference cycles, and the device allocator's cache."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

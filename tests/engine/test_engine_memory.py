@@ -1,0 +1,116 @@
+"""Running out of memory never fails a trial that fits in smaller pieces. The limit is a real one: a process's address space."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sweeper.data.tokens import TokenRow
+from sweeper.engine.packed import Chunk, LabelIds
+from sweeper.records import Ending
+from tests.engine.engine_world import VOCAB, World, drive, trial, write_rows
+
+Folder = Callable[[str], Path]
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import json, resource, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tests.engine.engine_world import World, drive, trial
+root, model, method, slots, batch = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:])
+world = World(root, model, "instruct")
+def engine(chunk_tokens, slots):
+    training = {"method": method, "chunk_tokens": chunk_tokens, "max_length": 200}
+    return world.engine(train=root / "long", validation=root / "long", training=training, slots=slots)
+drive(engine(256, 1), [trial(9, examples=4, every=4)])
+for room in (5 * 2**20, None):
+    tried = engine(6400, slots)
+    for i in range(slots):
+        tried.admit(trial(i, examples=64, every=64, batch_size=batch, learning_rate=1e-3, seed=i))
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + room if room else most, most))
+    story = drive(tried, [])
+    print(json.dumps([[story.ends[i].ending.value, story.ends[i].reason, story.values(i)] for i in range(slots)]))
+    print("that was", "tight" if room else "free", file=sys.stderr)
+"""
+
+
+def write_long_rows(root: Path) -> None:
+    """48 rows of 200 tokens: training 32 of them at once takes between 20 and 40 MB."""
+    rng = np.random.default_rng(3)
+    target = np.arange(200) >= 190
+    write_rows(root / "long", [TokenRow(rng.integers(20, VOCAB, 200).astype(np.int32), target, 190, -1) for _ in range(48)], "text")
+
+
+def train(root: Path, model: Path, method: str, slots: int, batch: int) -> tuple[list[Any], list[Any], str]:
+    """(ending, reason, evaluations) of each trial with 5 MB left beside the model, the same without a limit, and the log."""
+    write_long_rows(root)
+    command = [sys.executable, "-c", SCRIPT, str(root), str(model), method, str(slots), str(batch)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    tight, free = (json.loads(line) for line in done.stdout.strip().splitlines()[-2:])
+    said, _, after = done.stderr.partition("that was tight")
+    assert "ran out of memory" not in after
+    return tight, free, said
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_chunk_that_does_not_fit_alone_is_cut_and_that_is_recorded(tmp_path: Path, tiny_folder: Folder, method: str) -> None:
+    (tight,), (free,), said = train(tmp_path, tiny_folder("llama"), method, 1, 32)
+    assert free[:2] == tight[:2] == ["completed", ""]
+    assert "trial 0 ran out of memory in training" in said
+    ((*_, metrics),), ((*_, expected),) = tight[2], free[2]
+    assert metrics["validation/loss"] == pytest.approx(expected["validation/loss"], abs=1e-5)
+    assert metrics["train/loss"] == pytest.approx(expected["train/loss"], abs=1e-5)
+    assert metrics["train/chunk_tokens"] <= 3200
+    assert "train/chunk_tokens" not in expected
+
+
+def test_trials_that_do_not_fit_together_are_trained_one_by_one_with_equal_bits(tmp_path: Path, tiny_folder: Folder) -> None:
+    tight, free, said = train(tmp_path, tiny_folder("llama"), "lora", 3, 10)
+    assert "ran out of memory in training" in said
+    assert tight == free
+    assert [ending for ending, _, _ in tight] == ["completed"] * 3
+
+
+def test_a_row_that_does_not_fit_alone_ends_its_trial_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = world.engine(slots=2)
+    whole = engine._net.train
+
+    def small(chunks: Sequence[Chunk]) -> list[float]:
+        if sum(len(row.ids) for chunk in chunks for row in chunk.rows) > 19:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(chunks)
+
+    monkeypatch.setattr(engine._net, "train", small)
+    with_long = trial(0, examples=32, batch_size=16, seed=1)
+    story = drive(engine, [with_long])
+    assert story.ends[0].ending is Ending.FAILED
+    assert "on a single row" in story.ends[0].reason
+    assert engine.available() == 2
+
+
+def test_an_evaluation_that_does_not_fit_is_read_in_halves(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = trial(examples=16)
+    plain = drive(world.engine(), [spec])
+    engine = world.engine()
+    whole = engine._net.score
+
+    def small(slot: int, prompts: Sequence[Any], labels: LabelIds) -> Any:
+        if len(prompts) > 1:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+        return whole(slot, prompts, labels)
+
+    monkeypatch.setattr(engine._net, "score", small)
+    story = drive(engine, [spec])
+    assert story.ends[0].metrics["validation/loss"] == pytest.approx(plain.ends[0].metrics["validation/loss"], abs=1e-5)
