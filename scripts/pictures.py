@@ -1,12 +1,12 @@
 """Pictures of what people look at, for the README and for tests.
 
 Purpose: MLflow's page of an experiment with the sweep's run unfolded, taken by a real browser: a PNG file and the names of the
-runs in order; and the live display of a sweep as it runs: an SVG file.
+runs in order; and the live display of a sweep as it was at a moment, drawn again from its study: an SVG file.
 Does not know: how the runs came there. The page needs playwright and Chromium (`CHROMIUM`, default /usr/bin/chromium).
-Cost: about 10 s a page; the live display costs the sweep.
+Cost: about 10 s a page, a second for the live display.
 
     python scripts/pictures.py mlflow http://127.0.0.1:5000 demo .readme/mlflow.png final/accuracy learning_rate
-    python scripts/pictures.py live search_spaces/demo.yaml sweeps .readme/live.svg 8
+    python scripts/pictures.py live sqlite:///sweeps/study.db demo .readme/live.svg 8
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import os
 import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,32 +97,39 @@ def _experiment_id(uri: str, name: str) -> str:
         return str(json.load(reply)["experiment"]["experiment_id"])
 
 
-def live_display(spec: Path, home: Path, picture: Path, after: int) -> None:
-    """Runs a sweep and keeps its live display as it is when `after` trials have ended and another has reported."""
+def live_display(storage: str, study: str, picture: Path, after: int) -> None:
+    """Draws the live display of a sweep as it was when `after` of its trials had ended, from what its study has stored."""
     from rich.console import Console
 
-    import sweeper
     from sweeper.cli.display import Display
-    from sweeper.records import Decision, Outcome, Report, TrialState
+    from sweeper.records import Action, Decision, Ending, Outcome, Report, TrialSpec, TrialState
+    from sweeper.study.read import StudyReader
 
-    screen = Console(record=True, force_terminal=True, width=132, file=io.StringIO())
-
-    class Photographer(Display):
-        left = after
-
-        def ended(self, trial: int, outcome: Outcome, state: TrialState) -> None:
-            super().ended(trial, outcome, state)
-            self.left -= 1
-
-        def reported(self, report: Report, decision: Decision) -> None:
-            super().reported(report, decision)
-            if self.left == 0 and report.examples > 0:
-                self.left -= 1
-                screen.print(self.picture())
-                picture.parent.mkdir(parents=True, exist_ok=True)
-                screen.save_svg(str(picture), title=f"sweeper run {spec}")
-
-    sweeper.run(spec, home=home, listener=Photographer(Console()))
+    reader = StudyReader(storage)
+    plan = reader.plan(study)
+    screen = Console(record=True, force_terminal=True, width=150, file=io.StringIO())
+    display = Display(Console(file=io.StringIO()))
+    display.begin(plan, 0, None)
+    events: list[tuple[int, Callable[[], None]]] = []
+    ends = []
+    for trial in reader.trials(study):
+        spec = TrialSpec(study, trial.number, trial.params, trial.seed, trial.budget, trial.evaluations, trial.rungs)
+        events.append((trial.started_ms or 0, partial(display.started, spec)))
+        for view in reader.reports(study, trial.number):
+            report = Report(trial.number, view.kind, view.nominal, view.examples, view.step, view.time_ms, view.metrics)
+            events.append((view.time_ms, partial(display.reported, report, Decision(trial.number, Action.CONTINUE))))
+        ending = Ending.COMPLETED if trial.state is TrialState.COMPLETE else Ending.PRUNED
+        outcome = Outcome(ending, trial.reason, trial.metrics, examples=trial.examples)
+        events.append((trial.ended_ms or 0, partial(display.ended, trial.number, outcome, trial.state)))
+        ends.append(trial.ended_ms or 0)
+    now = sorted(ends)[after - 1]
+    shown = sorted((event for event in events if event[0] <= now), key=lambda event: event[0])
+    for _, tell in shown:
+        tell()
+    display.pretend_begun((now - shown[0][0]) / 1000)
+    screen.print(display.picture())
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    screen.save_svg(str(picture), title=f"sweeper run {study}.yaml")
 
 
 if __name__ == "__main__":
@@ -129,4 +137,4 @@ if __name__ == "__main__":
     if kind == "mlflow":
         print("\n".join(mlflow_tree(words[0], words[1], Path(words[2]), columns=words[3:])))
     else:
-        live_display(Path(words[0]), Path(words[1]), Path(words[2]), int(words[3]))
+        live_display(words[0], words[1], Path(words[2]), int(words[3]))

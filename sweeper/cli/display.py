@@ -140,6 +140,10 @@ class Display:
             self._live.stop()
             self._live = None
 
+    def pretend_begun(self, seconds: float) -> None:
+        """Sets the clock to `seconds` after the beginning: for a picture of a sweep that ran at another time."""
+        self._began = time.monotonic() - seconds
+
     # -- drawing --------------------------------------------------------------------------------------------------
 
     def _bar_for(self, what: str, done: int, total: int | None) -> None:
@@ -170,9 +174,10 @@ class Display:
         with self._lock:
             lines = sorted(self._lines.values(), key=lambda line: (line.state.is_finished(), -line.touched))[:MOST_ROWS]
         best = self._best[1] if self._best is not None else None
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in ("trial", "state", *self._searched(), "examples", "", "rungs", self._plan.metrics[0], "train loss", "why"):
-            table.add_column(heading, overflow="ellipsis", no_wrap=True)
+        table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+        for heading in ("trial", "state", *self._searched(), "examples", "", "rungs", self._plan.metrics[0], "train loss"):
+            table.add_column(heading, no_wrap=True)
+        table.add_column("why", no_wrap=True, overflow="ellipsis", ratio=1)  # takes what room the figures leave
         for line in sorted(lines, key=lambda line: line.spec.number):
             colour = COLOURS[line.state]
             table.add_row(

@@ -47,10 +47,10 @@ def duration(seconds: float) -> str:
 def trial_table(plan: StudyPlan, trials: Iterable[TrialView], best: TrialView | None) -> Table:
     """One line a trial; the winner is marked."""
     keys = sorted(plan.space)
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     for heading in ("trial", "state", *keys, "examples", *plan.metrics, "seconds"):
         table.add_column(heading, no_wrap=True)
-    table.add_column("why", no_wrap=True, overflow="ellipsis", max_width=60)
+    table.add_column("why", no_wrap=True, overflow="ellipsis", ratio=1)  # takes what room the figures leave
     for trial in trials:
         mark = " *" if best is not None and trial.number == best.number else ""
         table.add_row(

@@ -77,7 +77,8 @@ class Engine(Protocol):
 
         A PROGRESS report of each trial comes at least every 2 s or every piece, whichever is longer. After a RUNG report the
         trial is parked until `decide` is called for it. With all trials parked, or no trial, it returns [] at once.
-        A trial that fails by itself (NaN, exploding loss) is an Ended with FAILED; nothing that a trial does raises here.
+        A trial that fails by itself (NaN, exploding loss) is an Ended with FAILED; nothing that a trial does raises here. What is
+        no trial's fault does: ResourceError where the depot takes no more files, ModelError or DataError for a broken set-up.
         """
         ...
 

@@ -52,7 +52,8 @@ class FolderDepot:
             if error.errno not in _NO_ROOM:
                 raise
             raise ResourceError(
-                f"{self._root} takes no more files ({error.strerror}); make room or mend its permissions, then go on with the same command"
+                f"{self._root} takes no more files ({error.strerror}); make room or mend its permissions, "
+                "then go on with the same command"
             ) from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)

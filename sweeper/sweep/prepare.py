@@ -116,7 +116,7 @@ def prepare(spec: SweepSpec, home: Home, progress: Progress | None = None, notic
         if read.full < rows:
             notice(
                 f"values are measured on {read.full} of {rows} validation rows, so that evaluation costs at most "
-                f"{spec.evaluate.share:g} of training; raise evaluate.share to read more"
+                f"{spec.evaluate.share:g} of training; to read more, raise evaluate.share under another name"
             )
     return ready
 
