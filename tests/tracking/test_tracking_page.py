@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import pytest
-
-from scripts.pictures import CHROMIUM, mlflow_tree
+from scripts.pictures import mlflow_tree
 from sweeper.records import TrialState
 from sweeper.tracking.base import Metric
 from sweeper.tracking.mlflow import MlflowTracker
 
 
-@pytest.mark.skipif(not os.path.exists(CHROMIUM), reason=f"no browser at {CHROMIUM}; run scripts/system-deps")
 def test_mlflow_s_page_shows_the_sweep_and_its_trials_below_it(mlflow_server: str, tmp_path: Path) -> None:
     tracker = MlflowTracker(mlflow_server, "page")
     sweep = tracker.start_sweep("my-sweep", {}, {"sweeper.sweep": "my-sweep-1"}, None, 1_790_000_000_000)
