@@ -127,7 +127,14 @@ def run(
     from ray import tune
 
     gpus = torch.cuda.device_count() / way.processes
-    ray.init(num_cpus=way.processes * way.threads, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local",
+        num_cpus=way.processes * way.threads,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _node_ip_address="127.0.0.1",
+    )
     try:
         start = time.time()
         setup = replace(setup, threads=way.threads, began=start)
