@@ -13,8 +13,9 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 
@@ -70,6 +71,13 @@ def _fits(cpu: float, gpu: float, cpus: float, gpus: float) -> int:
     return min(count, math.floor(gpu / gpus + slack)) if gpus else count
 
 
+def _close_token() -> None:
+    """Ray writes the token that guards a local cluster as the umask has it, often for all to read: now only its owner may."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    with suppress(OSError):
+        path.chmod(0o600)
+
+
 def _connect(spec: ExecutorSpec) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -80,6 +88,7 @@ def _connect(spec: ExecutorSpec) -> None:
                 cpus = max(os.cpu_count() or 1, math.ceil((spec.workers or 1) * spec.cpus))
                 # "local" keeps Ray from joining whatever cluster it finds; the loopback address keeps it from being found.
                 ray.init(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+                _close_token()
             else:
                 _knock(spec.address)
                 ray.init(address=spec.address, **quiet)

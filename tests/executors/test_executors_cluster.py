@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -129,3 +132,15 @@ def test_a_user_s_module_is_found_and_an_installed_one_is_not_carried(tmp_path: 
     assert module_source("pytest") is None
     with pytest.raises(ResourceError, match="module nowhere_to_be_found of a metric"):
         module_source("nowhere_to_be_found")
+
+
+def test_the_token_of_a_local_cluster_is_its_owner_s_alone(tmp_path: Path) -> None:
+    code = (
+        "import os; os.umask(0o022)\n"
+        "from sweeper.executors.cluster import cluster\n"
+        "from sweeper.spec.models import ExecutorSpec\n"
+        "with cluster(ExecutorSpec()): pass\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
+    subprocess.run([sys.executable, "-c", code], env={**environment, "HOME": str(tmp_path)}, check=True, timeout=120)
+    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
