@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sweeper.cli.console import people
 from sweeper.cli.options import HomeOption, StorageOption, StudyArgument
+
+if TYPE_CHECKING:
+    from sweeper.sweep.serve import Page
 
 PortOption = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")]
 
@@ -28,9 +31,8 @@ def dashboard(name: StudyArgument = None, port: PortOption = None, home: HomeOpt
     _serve(dashboard_page(find(name, home=home, storage=storage), port))
 
 
-def _serve(page: object) -> None:
-    from sweeper.sweep.serve import Page, serve
+def _serve(page: Page) -> None:
+    from sweeper.sweep.serve import serve
 
-    assert isinstance(page, Page)
     people(soft_wrap=True).print(f"{page.what}: {page.url}   (Ctrl-C stops it)", highlight=False, markup=False)
     raise typer.Exit(serve(page))

@@ -72,6 +72,11 @@ def parse(text: str, available: Sequence[str], roles: Mapping[str, str | None]) 
     return Template(tuple(pieces))
 
 
+def names_in(text: str) -> tuple[str, ...]:
+    """What stands in the braces of a template, each once; escaped braces name nothing. For data that is not at hand."""
+    return tuple(dict.fromkeys(match.group(1).strip() for match in _PIECE.finditer(text) if match.group(1) is not None))
+
+
 def _column(name: str, available: Sequence[str], roles: Mapping[str, str | None]) -> str:
     if name in available:
         return name

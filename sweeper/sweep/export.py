@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweeper.errors import ResourceError
-from sweeper.sweep.prepare import require_model
 from sweeper.sweep.query import Place, adapter_of, trial_or_best
 from sweeper.sweep.use import method_of, model_of
 
@@ -39,9 +38,7 @@ def export(place: Place, number: int | None, folder: Path, *, merged: bool = Fal
         if merged and not full:
             from sweeper.engine.export import merge_adapter
 
-            model = model_of(place)
-            require_model(model)
-            merge_adapter(model, adapter, aside)
+            merge_adapter(model_of(place), adapter, aside)
         else:
             shutil.copytree(adapter, aside)
         aside.rename(target)

@@ -90,7 +90,7 @@ class Home:
         if study in stores:
             return str(stores[study]["storage"])
         if not stores:
-            raise StudyError(f"no study in {self.root}; start one with `sweeper run SPEC`, or name another home with --home")
+            raise self._empty()
         raise StudyError(f"no study {study!r} in {self.root}; {nearest(study, stores)}")
 
     def mlflow_of(self, study: str) -> str | None:
@@ -103,8 +103,11 @@ class Home:
         if len(stores) == 1:
             return next(iter(stores))
         if not stores:
-            return self.storage_of("")
+            raise self._empty()
         raise StudyError(f"{len(stores)} studies in {self.root}; name one of: {', '.join(sorted(stores))}")
+
+    def _empty(self) -> StudyError:
+        return StudyError(f"no study in {self.root}; start one with `sweeper run SPEC`, or name another home with --home")
 
     def _stores(self) -> dict[str, dict[str, str | None]]:
         try:

@@ -7,7 +7,6 @@ by the engine. Cost: loading the base model once (seconds), then a forward pass 
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from sweeper.data.encode import end_of, leading_ids, plain_ids, render_chat, turn_end
 from sweeper.data.source import FilePart, find_files
 from sweeper.data.task import prompt_encoder
-from sweeper.data.template import parse
+from sweeper.data.template import names_in
 from sweeper.data.tokenizer import load_tokenizer
 from sweeper.errors import DataError, UserError
 from sweeper.spec.models import ModelSpec, SweepSpec, TrainingSpec
@@ -109,7 +108,7 @@ class _Winner:
         role = {"classify": "text", "instruct": "prompt", "text": "text", "chat": "messages"}[data.task]
         column = getattr(data.columns, role) or role
         if data.template is not None:
-            used = parse(data.template, [column, *_names(data.template)], {}).columns
+            used = names_in(data.template)
             if len(used) > 1:
                 raise UserError(f"the prompt of this study reads {', '.join(used)}; give a file with these columns with --file")
             column = used[0]
@@ -156,7 +155,3 @@ class _Winner:
             raise DataError(f"the rows have no column {column!r}; there are: {', '.join(batch)}")
         leading = leading_ids(self.tokenizer)
         return [leading + ids for ids in plain_ids(self.tokenizer, [str(x) for x in batch[column]])], end_of(self.tokenizer)
-
-
-def _names(template: str) -> list[str]:
-    return [name.strip() for name in re.findall(r"\{([^{}]+)\}", template)]

@@ -1,6 +1,6 @@
 """From a spec to everything a sweep needs before its first trial: model folder, token files, plan, engine set-up.
 
-Purpose: the one path that `run`, `validate --data` and `predict` share. Does not know how trials run or are stored.
+Purpose: the one path that `run` and `validate --data` share. Does not know how trials run or are stored.
 Cost: converting a GGUF file (once, 20-30 s for 135M parameters) and tokenising (once per fingerprint); afterwards a second,
 most of it the import of transformers.
 """
@@ -20,11 +20,11 @@ from sweeper.data.build import Bundle, build
 from sweeper.data.tokenizer import load_tokenizer
 from sweeper.data.tokens import TokenSet
 from sweeper.engine.base import EngineSetup
-from sweeper.errors import DataError, ModelError
+from sweeper.errors import DataError
+from sweeper.spec.check_space import largest_batch
 from sweeper.spec.identity import Identity, document, identity
 from sweeper.spec.metrics import METRICS, is_function
 from sweeper.spec.models import SweepSpec, TrainingSpec
-from sweeper.spec.space import FloatDimension, IntDimension
 from sweeper.study.plan import StudyPlan, plan_study
 from sweeper.study.read import StudyReader
 from sweeper.sweep.home import Home
@@ -177,7 +177,8 @@ def _training(spec: SweepSpec, storage: str, who: Identity, model: Path, bundle:
     """`auto` settings become numbers once; a study that exists already keeps its own."""
     from sweeper.engine.probe import resolve_training
 
-    stored = StudyReader(storage).plan(spec.name) if _has_study(storage, spec.name) else None
+    reader = StudyReader(storage) if StudyReader.exists(storage) else None
+    stored = reader.plan(spec.name) if reader is not None and spec.name in reader.studies() else None
     if stored is not None and stored.identity == who.hash:
         resolved = stored.spec.get("resolved")
         if isinstance(resolved, Mapping):
@@ -188,10 +189,6 @@ def _training(spec: SweepSpec, storage: str, who: Identity, model: Path, bundle:
     return training.model_copy(update={"max_length": bundle.max_length})
 
 
-def _has_study(storage: str, name: str) -> bool:
-    return StudyReader.exists(storage) and name in StudyReader(storage).studies()
-
-
 def device(spec: SweepSpec) -> str:
     """cuda where the driver sees a GPU and the spec does not say `gpus: 0`, else cpu."""
     import torch
@@ -200,16 +197,8 @@ def device(spec: SweepSpec) -> str:
 
 
 def _check_batches(spec: SweepSpec, bundle: Bundle) -> None:
-    rows = bundle.counts["train"]
-    dimension = spec.space.get("batch_size")
-    if isinstance(dimension, IntDimension | FloatDimension):
-        largest, where = int(dimension.high), "space.batch_size.high"
-    elif dimension is not None:
-        largest, where = max(int(v) for v in dimension.values if v is not None), "space.batch_size.values"
-    else:
-        largest, where = spec.training.batch_size, "training.batch_size"
-    if largest <= spec.training.batch_size:
-        largest, where = spec.training.batch_size, "training.batch_size"
+    rows, largest = bundle.counts["train"], largest_batch(spec)
+    where = "training.batch_size" if largest == spec.training.batch_size else "space.batch_size"
     if largest > rows:
         raise DataError(f"{where} is {largest}, but there are {rows} training rows; lower it to at most {rows} or add rows")
 
@@ -225,9 +214,3 @@ def _chance(spec: SweepSpec, bundle: Bundle) -> float | None:
         return None
     share = max(counts.values()) / total
     return share if metric == "accuracy" else (2 * share / (1 + share)) / len(counts)
-
-
-def require_model(model: Path) -> None:
-    """Raises ModelError if a model folder that a study was trained on has gone."""
-    if not (model / "config.json").is_file():
-        raise ModelError(f"the base model folder {model} has no config.json any more; restore it, or run the sweep again")

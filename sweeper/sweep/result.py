@@ -152,7 +152,7 @@ def _next_best(plan: StudyPlan, trials: Iterable[TrialView]) -> TrialView | None
 def compare_trials(home: Home, plan: StudyPlan, base: TrialView, other: TrialView) -> Comparison | None:
     """Paired comparison of two completed trials; None where their per-row outcomes do not allow one."""
     rows = [row_outcomes(home, trial) for trial in (base, other)]
-    if rows[0] is None or rows[1] is None or plan.metrics[0] not in ("loss", "perplexity", "accuracy", "macro_f1", "exact_match"):
+    if rows[0] is None or rows[1] is None:
         return None
     try:
         return compare(
@@ -164,7 +164,7 @@ def compare_trials(home: Home, plan: StudyPlan, base: TrialView, other: TrialVie
             maximize=plan.directions[0] == "maximize",
         )
     except UserError:
-        # A trial told by hand, or by an older version, was measured on other rows.
+        # A metric that is no mean over rows; or a trial told by hand, measured on other rows.
         return None
 
 

@@ -16,7 +16,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -144,7 +144,7 @@ def _conclude(ready: Prepared, gateway: Gateway, watch: Listener, outbox: Outbox
     _say_ended(gateway, finished=True, reason="")
     if not outbox.drain(DRAIN_SECONDS):
         watch.notice("a tracker has not taken everything yet; what is left goes out with the next `sweeper run` of this sweep")
-    return _result(ready, outbox, started, finished=True)
+    return replace(result, seconds=time.monotonic() - started, tracked=outbox.url())
 
 
 def _say_ended(gateway: Gateway, *, finished: bool, reason: str) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from sweeper.data.build import Bundle
 from sweeper.data.encode import leading_ids
 from sweeper.data.task import prompt_encoder
+from sweeper.data.template import names_in
 from sweeper.data.tokens import TokenSet
 from sweeper.errors import DataError, ModelError
 from sweeper.spec.models import Columns, DataSpec
@@ -242,3 +243,7 @@ def test_every_row_kept_fits_and_has_a_target_that_is_not_its_first_token(
             assert row.target.any()
             assert not row.target[0]
             assert row.prompt == 0 or not row.target[: row.prompt].any()
+
+
+def test_escaped_braces_of_a_template_name_nothing() -> None:
+    assert names_in("{{json}} {text} and { text }: {{}}") == ("text",)
