@@ -39,11 +39,28 @@ class EngineSetup:
     checkpoint_seconds: float
     full_examples: int  # the study's largest budget, for the evaluation rows' share
     rungs: int = 1  # rungs in that budget, for the same
-    slots: int = 1
+    slots: int = 1  # 0: as many as the measurement at the engine's start says (see Capacity)
+    micro_tokens: int | None = None  # tokens at most that share one pass; None: the measured knee, or chunk_tokens without one
+    memory: int | None = None  # bytes that an engine may take; None: what is free on its device
+    deterministic: bool = False  # pieces of work end by count, never by the clock
     threads: int = 1
     device: str = "cpu"
     worker: str = "local"
     base_name: str = ""  # what an exported adapter calls its base: the user's own name for it, not a worker's copy; default: model
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What an engine found at its start: how many trials share its model, and how many tokens share one pass.
+
+    `gain` is the measured throughput of `slots` trials together over the same trials one after another; `reason` says in one
+    sentence for people why it is so many.
+    """
+
+    slots: int
+    micro_tokens: int
+    gain: float = 1.0
+    reason: str = ""
 
 
 @dataclass(frozen=True)
