@@ -2,7 +2,7 @@
 #
 #   make demo        the main job on a real model and real data; a second time it goes on, or shows the result
 #   make demo-fresh  the same, from the start
-#   make test        all tests
+#   make test        all tests, two files at a time (JOBS=2): half of the time goes into waiting for servers and workers
 #   make lint        ruff, mypy, and the layers between packages
 #   make check       lint and test: what CI runs
 #   make bench       the measurement side by side with a plain script (NAME=plain_tune)
@@ -13,6 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 HOME_OF_DEMO := sweeps
 NAME ?= plain_tune
+JOBS ?= 2
 PACKAGES := pyproject.toml constraints.txt
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
@@ -47,7 +48,7 @@ demo-fresh: assets
 
 test: $(VENV)/.dev
 	bash scripts/system-deps
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
