@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sweeper.engine.model import check_folder, load_model
 from sweeper.engine.params import Params
+from sweeper.engine.targets import block, block_list
 from sweeper.errors import ModelError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -41,8 +42,14 @@ Pairs = Mapping[str, tuple[Tensor, Tensor]]
 """A [r, in] and B [out, r] by layer path."""
 
 
-def adapter_files(pairs: Pairs, params: Params, base: str, conv1d: bool = False) -> dict[str, bytes]:
-    """The adapter's two files. `base` is the model it belongs to; `conv1d` for GPT-2's transposed layers."""
+def adapter_files(
+    pairs: Pairs, params: Params, base: str, conv1d: bool = False, linears: Sequence[str] | None = None
+) -> dict[str, bytes]:
+    """The adapter's two files. `base` is the model it belongs to; `conv1d` for GPT-2's transposed layers.
+
+    `linears`, all linear layers of the model but its head, are given where only some transformer layers carry adapters: the
+    config then names layers by `layers_to_transform`, as a person would write it.
+    """
     tensors: dict[str, Tensor] = {}
     for path, (down, up) in pairs.items():
         tensors[f"{_PREFIX}{path}.lora_A.weight"] = down.detach().float().cpu().contiguous()
@@ -58,8 +65,20 @@ def adapter_files(pairs: Pairs, params: Params, base: str, conv1d: bool = False)
         "target_modules": sorted(pairs),
         "bias": "none",
         "fan_in_fan_out": conv1d,
+        **(_some_layers(list(pairs), linears) if linears is not None else {}),
     }
     return {CONFIG: (json.dumps(config, indent=2) + "\n").encode(), WEIGHTS: save(tensors, metadata={"format": "pt"})}
+
+
+def _some_layers(paths: Sequence[str], linears: Sequence[str]) -> dict[str, Any]:
+    """peft's keys for `paths`, which lie in some transformer layers only; none if those keys would mean other layers too."""
+    numbers = sorted({number for path in paths if (number := block(path)) is not None})
+    names = sorted({path.rsplit(".", 1)[-1] for path in paths})
+    meant = {path for path in linears if path.rsplit(".", 1)[-1] in names and block(path) in numbers}
+    lists = {block_list(path) for path in paths}
+    if meant != set(paths) or len(lists) != 1:
+        return {}
+    return {"target_modules": names, "layers_to_transform": numbers, "layers_pattern": lists.pop()}
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Tensor]]]:

@@ -1,14 +1,16 @@
-"""Which linear layers carry an adapter: `training.targets` against a model's own layer names.
+"""Which linear layers carry an adapter: `training.targets` and `training.layers` against a model's own layer names.
 
     all         every linear layer of the blocks        qv          query and value projections
     attention   those of the attention                  a,b,...     layers by their last name, or by a whole path
     mlp         those of the feed-forward part
 
+With `layers: last N` only linear layers of the last N transformer layers are chosen from.
 Knows names only. Costs nothing.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from sweeper.errors import ModelError, nearest
@@ -45,6 +47,34 @@ _QV = (
     "Wqkv",
     "qkv",
 )
+
+
+_BLOCK = re.compile(r"(?:^|\.)([^.]+)\.(\d+)\.")  # the list that holds a transformer layer, and its place in it
+
+
+def block(path: str) -> int | None:
+    """Number of the transformer layer that a linear layer's path leads into; None outside of them."""
+    found = _BLOCK.search(path)
+    return int(found[2]) if found else None
+
+
+def block_list(path: str) -> str | None:
+    """Name of the list that holds the transformer layers, `layers` or `h`, say; None outside of them."""
+    found = _BLOCK.search(path)
+    return found[1] if found else None
+
+
+def last_layers(linears: Sequence[str], count: int | None) -> tuple[str, ...]:
+    """Those of `linears` that lie in the last `count` transformer layers, in model order; all of them if `count` is None.
+
+    Raises ModelError if the model has fewer layers.
+    """
+    if count is None:
+        return tuple(linears)
+    depth = 1 + max((number for path in linears if (number := block(path)) is not None), default=-1)
+    if count > depth:
+        raise ModelError(f"training.layers is 'last {count}', but this model has {depth} layers; write last {depth} at most, or all")
+    return tuple(path for path in linears if (number := block(path)) is not None and number >= depth - count)
 
 
 def resolve_targets(targets: str, model_type: str, linears: Sequence[str]) -> tuple[str, ...]:

@@ -141,6 +141,11 @@ def _training(spec: SweepSpec, trust: Trust) -> Iterator[Problem]:
             "training.base",
             f"{training.base} came with method: full, but what is trained cannot be quantised; use base: full or method: lora",
         )
+    if training.method == "full" and training.layers != "all" and trust("training.method") and trust("training.layers"):
+        yield Problem(
+            "training.layers",
+            f"{training.layers} came with method: full, which trains every weight; use layers: all or method: lora",
+        )
     message = bad_targets(training.targets)
     if message is not None and trust("training.targets"):
         yield Problem("training.targets", message)

@@ -46,7 +46,7 @@ def identity(
     parts: dict[str, Any] = {
         "model": model_fingerprint,
         "data": {"fingerprint": data_fingerprint, "limit": spec.data.limit.model_dump(mode="json")},
-        "training": {**training.model_dump(mode="json"), "learning_rate": training.default_learning_rate()},
+        "training": _training(training),
         "space": {key: spec.space[key].model_dump(mode="json") for key in sorted(spec.space)},
         "objective": {**objective, "max_new_tokens": spec.evaluate.max_new_tokens} if decoded else objective,
         # They decide how many validation rows a value is read on: values of different rows must not be ranked together.
@@ -85,6 +85,13 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
+def _training(training: TrainingSpec) -> dict[str, Any]:
+    """The section with its learning rate as a number. A key newer than the first studies counts only where it is set."""
+    plain = {**training.model_dump(mode="json"), "learning_rate": training.default_learning_rate()}
+    return {key: value for key, value in plain.items() if (key, value) not in _NEWER}
+
+
+_NEWER = (("layers", "all"),)
 _ABSENT = object()
 
 

@@ -130,8 +130,23 @@ class TrainingSpec(Strict):
     max_length: int | None = Field(None, ge=4, description="tokens per row; default: the model's context")
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     base: Literal["full", "int8", "nf4"] = Field("full", description="storage of the frozen base")
+    layers: str = Field("all", description="which layers carry adapters: all, or last N, whose frozen layers below are run once a row")
     gradient_checkpointing: bool = False
     chunk_tokens: int | None = Field(None, ge=1, description="a batch is cut into chunks of at most so many tokens; resolved once")
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _all_or_last(cls, raw: Any) -> Any:
+        words = str(raw).split()
+        if words == ["all"]:
+            return "all"
+        if len(words) != 2 or words[0] != "last" or not words[1].isdecimal() or int(words[1]) < 1:
+            raise ValueError(f"{raw!r} came, but it must be all, or last N with N of 1 or more, e.g. last 4")
+        return f"last {int(words[1])}"
+
+    def last_layers(self) -> int | None:
+        """N of `layers: last N`; None where all layers carry adapters."""
+        return None if self.layers == "all" else int(self.layers.split()[1])
 
     def default_learning_rate(self) -> float:
         """The learning rate of trial 0."""

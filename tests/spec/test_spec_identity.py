@@ -45,6 +45,7 @@ def test_what_may_change_between_runs(override: str) -> None:
     [
         ("training.rank=4", "training.rank was 8 and is 4"),
         ("training.learning_rate=1e-3", "training.learning_rate was 0.0002 and is 0.001"),
+        ("training.layers=last 2", 'training.layers was absent and is "last 2"'),
         ("space.learning_rate.low=1e-6", "space.learning_rate.low was 1e-05 and is 1e-06"),
         ("space.rank=null", 'space.rank.type was "values" and is absent'),
         ("search.seed=1", "seed was 0 and is 1"),
@@ -73,6 +74,10 @@ def test_resolved_settings_count_where_they_are_given() -> None:
     spec = load_spec(SPEC)
     resolved = spec.training.model_copy(update={"dtype": "bf16"})
     assert identity(spec, "d", "m", resolved).hash != identity(spec, "d", "m").hash
+
+
+def test_a_key_that_older_studies_lack_leaves_their_identity_as_it_was() -> None:
+    assert "layers" not in identity(load_spec(SPEC, ["training.layers=all"]), "d", "m").parts["training"]
 
 
 def test_the_order_of_keys_is_no_difference() -> None:
