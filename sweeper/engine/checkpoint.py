@@ -30,7 +30,8 @@ class Progress:
     """Where a trial stands; plain numbers, kept in state.json.
 
     `due` are nominal numbers whose evaluation is not reported yet, `done` how many of the trial's evaluations are due or
-    reported. The two interval fields average the training loss since the last evaluation.
+    reported. The two interval fields average the training loss since the last evaluation. Seconds and tokens are those of
+    the present stay in a slot, so that the stays of a trial add up.
     """
 
     steps: int = 0
@@ -103,4 +104,5 @@ def load_checkpoint(depot: Depot, trial: TrialSpec, name: str) -> Checkpoint:
         raise TrialError(f"checkpoint {name} belongs to another configuration, seed or version; start the trial anew")
     raw = state["progress"]
     measured = {key: Measured(**raw[key]) if raw[key] is not None else None for key in ("last", "best")}
-    return Checkpoint(Progress(**{**raw, **measured}), load(weights))
+    costs = {"tokens": 0, "train_seconds": 0.0, "evaluate_seconds": 0.0}
+    return Checkpoint(Progress(**{**raw, **measured, **costs}), load(weights))

@@ -46,8 +46,14 @@ def check_search(spec: SweepSpec, trust: Trust) -> Iterator[Problem]:
     search, space_sound = spec.search, trust("space")
     if space_sound and trust("search.sampler"):
         yield from _sampler(spec)
-    if search.trials is None and search.time is None and search.sampler != "grid" and trust("search"):
-        yield Problem("search.trials", "neither trials nor time is given, so the search would never end; give one of them")
+    ends = search.trials is not None or search.time is not None or search.budget.limits
+    if not ends and search.sampler != "grid" and trust("search"):
+        yield Problem("search.trials", "neither trials, time nor budget is given, so the search would never end; give one of them")
+    if search.budget.money is not None and search.budget.price is None and trust("search.budget"):
+        yield Problem(
+            "search.budget.price",
+            f"money is {search.budget.money:g}, but no price came; add price: what an hour of a GPU, or of a core, costs",
+        )
     if not spec.space and space_sound and (search.trials or 2) > 1 and trust("search.trials"):
         yield Problem(
             "space",

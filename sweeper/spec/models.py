@@ -130,7 +130,9 @@ class TrainingSpec(Strict):
     max_length: int | None = Field(None, ge=4, description="tokens per row; default: the model's context")
     dtype: Literal["auto", "fp32", "bf16"] = "auto"
     base: Literal["full", "int8", "nf4"] = Field("full", description="storage of the frozen base")
-    layers: str = Field("all", description="which layers carry adapters: all, or last N, whose frozen layers below are run once a row")
+    layers: str = Field(
+        "all", description="which layers carry adapters: all, or last N, whose frozen layers below are run once a row"
+    )
     gradient_checkpointing: bool = False
     chunk_tokens: int | None = Field(None, ge=1, description="a batch is cut into chunks of at most so many tokens; resolved once")
 
@@ -163,6 +165,30 @@ class CollapseSpec(Strict):
     margin: float = Field(0.02, ge=0, description="how far from chance still counts as chance")
 
 
+class BudgetSpec(Strict):
+    """What a sweep may use in all its runs; when any of it is used up, running trials are saved and the winner is chosen.
+
+    A GPU-hour is an hour in which a GPU trained or evaluated; without GPUs it is a core-hour.
+    """
+
+    time: str | float | None = Field(
+        None, description="seconds of driver time, or 90s, 30m, 2h; trials that still run then are saved"
+    )
+    gpu_hours: float | None = Field(None, gt=0, description="hours of GPUs at work; of cores, where there is no GPU")
+    money: float | None = Field(None, gt=0, description="what the GPU-hours may cost; needs price")
+    price: float | None = Field(None, gt=0, description="price of one GPU-hour (core-hour), in the currency of money")
+
+    @field_validator("time")
+    @classmethod
+    def _duration(cls, time: str | float | None) -> float | None:
+        return None if time is None else seconds(time)
+
+    @property
+    def limits(self) -> bool:
+        """Whether anything is limited."""
+        return any(limit is not None for limit in (self.time, self.gpu_hours, self.money))
+
+
 class SearchSpec(Strict):
     """How the space is searched and what is stopped early."""
 
@@ -180,6 +206,7 @@ class SearchSpec(Strict):
     collapse: CollapseSpec = CollapseSpec()
     trials: int | None = Field(20, ge=1, description="trials in all, trial 0 and enqueued ones included")
     time: str | float | None = Field(None, description="seconds, or 90s, 30m, 2h: no new trial begins after that")
+    budget: BudgetSpec = BudgetSpec()
     seed: int = Field(0, ge=0)
     enqueue: list[dict[str, Value]] = Field(default=[], description="configurations to try first, right after trial 0")
     deterministic: bool = False

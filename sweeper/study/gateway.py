@@ -4,6 +4,9 @@ Purpose: ask, report, decide, end. What is asked for next comes from the ledger,
 
     interrupted trials (same number, last checkpoint) -> trial 0, the default -> search.enqueue -> the sampler
 
+Once `search.budget` is used up the study *drains*: nothing begins, trials that run are told to PAUSE and wait with the checkpoint
+that they write then, for a run with a larger budget.
+
 Does not know where trials run, what a tracker does with an event, or how a write is made whole (`writes.py`). Not thread-safe;
 its `ledger` is. Cost: about 3 ms a report and 10 ms a trial on SQLite, besides the sampler's own.
 """
@@ -18,7 +21,8 @@ from dataclasses import replace
 from optuna.storages import RDBStorage
 
 from sweeper.errors import BusyError, FencedError, StudyError
-from sweeper.records import Action, Decision, Done, Outcome, Report, ReportKind, TrialSpec, TrialState, Wait
+from sweeper.records import Action, Decision, Done, Ending, Outcome, Report, ReportKind, TrialSpec, TrialState, Wait
+from sweeper.study.budget import Account, Device, read_spent
 from sweeper.study.collapse import judge_collapse
 from sweeper.study.database import connect, parse, reached
 from sweeper.study.fence import STALE_SECONDS, Fence, Heart, prepare_engine
@@ -38,7 +42,7 @@ from sweeper.study.writes import RUNNING, StudyWrites
 class Gateway:
     """One driver's hold on one study. Open it with `Gateway.open`; close it when done."""
 
-    def __init__(self, url: str, plan: StudyPlan, *, driver: str, stale: float) -> None:
+    def __init__(self, url: str, plan: StudyPlan, *, driver: str, stale: float, device: Device) -> None:
         """Use `Gateway.open`, which also waits."""
         self.plan = plan
         self._url = parse(url)
@@ -53,6 +57,8 @@ class Gateway:
                 write_sweep(self.ledger, plan, self.term)
                 self._writes = StudyWrites(plan, self.ledger, OptunaStore(storage, plan), self._sampling, self.term)
                 self.lost = tuple(self._writes.recover())
+                with self.ledger.begin() as connection:
+                    self._account = Account(plan.search.budget, device, read_spent(connection, plan.name))
             except BaseException:
                 self._fence.release()
                 self._engine.dispose()
@@ -73,18 +79,28 @@ class Gateway:
         self._fence.guard()
 
     @classmethod
-    def open(cls, url: str, plan: StudyPlan, *, driver: str, wait: float = 0.0, stale: float = STALE_SECONDS) -> Gateway:
+    def open(
+        cls,
+        url: str,
+        plan: StudyPlan,
+        *,
+        driver: str,
+        wait: float = 0.0,
+        stale: float = STALE_SECONDS,
+        device: Device = Device(),  # noqa: B008  frozen
+    ) -> Gateway:
         """Creates or loads the study, takes it over from a dead driver and mends what that one left half done.
 
         `driver` names this driver to people; `wait`: seconds to wait for a live driver to end; `stale`: seconds without a
-        heartbeat after which a driver whose process cannot be seen, or is stopped, is taken for dead. `lost` names the trials that
-        go back to WAITING. Raises BusyError while a live driver has the study, StudyError if the name belongs to another
-        study or the sampler cannot search the space, ResourceError if the database is out of reach.
+        heartbeat after which a driver whose process cannot be seen, or is stopped, is taken for dead; `device`: what one engine
+        holds, for search.budget. `lost` names the trials that go back to WAITING. Raises BusyError while a live driver has the
+        study, StudyError if the name belongs to another study or the sampler cannot search the space, ResourceError if the
+        database is out of reach.
         """
         until = time.monotonic() + wait
         while True:
             try:
-                return cls(url, plan, driver=driver, stale=stale)
+                return cls(url, plan, driver=driver, stale=stale, device=device)
             except BusyError:
                 if time.monotonic() >= until:
                     raise
@@ -102,8 +118,11 @@ class Gateway:
     def next(self) -> TrialSpec | Wait | Done:
         """The next trial to train, RUNNING in the database before it is returned.
 
-        Wait: nothing new would begin, but a running trial may yet come back. Done: nothing is left.
+        Wait: nothing new would begin, but a running trial may yet come back. Done: nothing is left, or the budget is used up.
         """
+        over = self.over_budget()
+        if over is not None:
+            return Done(over)
         rows = self._writes.trials.values()
         with reached(self._url):
             waiting = next((row for row in rows if row.state is TrialState.WAITING), None)
@@ -126,6 +145,7 @@ class Gateway:
         row = self._writes.trials.get(report.trial)
         if row is None or row.state not in RUNNING or row.attempt != report.attempt:
             return Decision(report.trial, Action.STOP, "this attempt was given up")
+        self._account.note(report.trial, report.attempt, report)
         with reached(self._url):
             if report.kind is ReportKind.PROGRESS:
                 self._writes.progress(row, report)
@@ -136,20 +156,26 @@ class Gateway:
             return self._writes.evaluation(row, report, lambda: self._decide(row, report))
 
     def decisions(self) -> list[Decision]:
-        """Answers to parked trials; none so far, since every report is answered at once."""
-        return []
+        """PAUSE for every running trial once the budget is used up; no others, since every report is answered at once."""
+        over = self.over_budget()
+        if over is None:
+            return []
+        return [Decision(row.number, Action.PAUSE, over) for row in self._writes.trials.values() if row.state in RUNNING]
 
     def end(self, trial: int, outcome: Outcome) -> TrialState:
         """Stores how a stay ended and returns the trial's state. A second end of the same stay changes nothing.
 
         COMPLETED without a finite value of every objective and constraint is FAIL, and so is a trial that was stopped for a
-        value that is no number. Raises StudyError for a trial that was never asked for.
+        value that is no number. PAUSED for the budget is WAITING. Raises StudyError for a trial that was never asked for.
         """
         row = self._writes.trials.get(trial)
         if row is None:
             raise StudyError(f"study {self.plan.name!r} has no trial {trial}; there are {len(self._writes.trials)}")
         if row.state not in RUNNING:
             return row.state
+        self._account.note(trial, row.attempt, outcome)
+        if outcome.ending is Ending.PAUSED and self.over_budget() is not None:
+            outcome = replace(outcome, ending=Ending.PREEMPTED)
         with reached(self._url):
             return self._writes.end(row, outcome)
 
@@ -161,8 +187,26 @@ class Gateway:
                 self._writes.end(row, self._writes.preempted(row, "interrupted"))
         return [row.number for row in rows]
 
+    def over_budget(self) -> str | None:
+        """Which limit of search.budget is reached, in words; None while there is budget left."""
+        return self._account.used_up(self.seconds())
+
+    def drained(self) -> str | None:
+        """Which limit of search.budget keeps this study from going on; None where it has budget, or nothing left to do."""
+        return None if self._complete() else self.over_budget()
+
     def finished(self) -> bool:
-        """Whether nothing is left to do: every trial has ended and no new one would begin."""
+        """Whether nothing is left to do within the budget: no trial runs, and none waits or would begin that may."""
+        if self.over_budget() is not None:
+            return not any(state in RUNNING for state in self.states().values())
+        return self._complete()
+
+    def device_hours(self) -> float:
+        """Hours that devices trained and evaluated for this study, earlier runs included."""
+        return self._account.hours()
+
+    def _complete(self) -> bool:
+        """Whether every trial has ended and no new one would begin, whatever the budget."""
         if any(not state.is_finished() for state in self.states().values()):
             return False
         if self._why_no_more() is not None:

@@ -25,6 +25,7 @@ from sweeper.spec.check_space import largest_batch
 from sweeper.spec.identity import Identity, document, identity
 from sweeper.spec.metrics import METRICS, is_function
 from sweeper.spec.models import SweepSpec, TrainingSpec
+from sweeper.study.budget import Device
 from sweeper.study.plan import StudyPlan, plan_study
 from sweeper.study.read import StudyReader
 from sweeper.sweep.home import Home
@@ -194,6 +195,15 @@ def device(spec: SweepSpec) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() and spec.executor.gpus != 0 else "cpu"
+
+
+def held_device(spec: SweepSpec) -> Device:
+    """What one engine holds, for budgets and prices: its share of GPUs, else its cores.
+
+    GPUs count where the driver sees one or the spec asks for them; those of workers that neither tells of count as cores.
+    """
+    gpus = spec.executor.gpus if spec.executor.gpus is not None else float(device(spec) == "cuda")
+    return Device(gpus, "GPU") if gpus > 0 else Device(spec.executor.cpus, "core")
 
 
 def _check_batches(spec: SweepSpec, bundle: Bundle) -> None:

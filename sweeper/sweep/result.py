@@ -27,6 +27,7 @@ DEFAULT_TRIAL = 0
 class SweepResult:
     """A finished or interrupted sweep.
 
+    `drained` says which limit of search.budget ended it before its last trial; empty where none did.
     `best` is None while nothing has completed within the constraints. `comparison` sets the best trial against the default one
     (the next best, where the default itself is the best); None while there are no two.
     """
@@ -44,6 +45,7 @@ class SweepResult:
     finished: bool
     seconds: float
     tracked: str | None = None  # where a person looks at the sweep in its tracker
+    drained: str = ""
 
     @property
     def states(self) -> Mapping[TrialState, int]:
@@ -51,7 +53,17 @@ class SweepResult:
         return Counter(trial.state for trial in self.trials)
 
     def verdict(self) -> str:
-        """One sentence: is the best configuration better than the default one, on the same validation rows?"""
+        """A sentence: is the best configuration better than the default one, on the same rows? And another if it ended early."""
+        return f"{self._compared()} {self._why_early()}".strip()
+
+    def _why_early(self) -> str:
+        if not self.drained:
+            return ""
+        waiting = sum(not trial.state.is_finished() for trial in self.trials)
+        wait = f"; {waiting} trial{'s wait' if waiting > 1 else ' waits'} with what was trained" if waiting else ""
+        return f"The sweep ended early: {self.drained}{wait}. A larger search.budget goes on."
+
+    def _compared(self) -> str:
         best, default = self.best, self.default
         if best is None:
             return self._why_none()
@@ -108,6 +120,7 @@ def sweep_result(
     finished: bool,
     seconds: float,
     tracked: str | None = None,
+    drained: str = "",
 ) -> SweepResult:
     """Reads the study and judges its winner against the default configuration."""
     reader = StudyReader(storage)
@@ -134,6 +147,7 @@ def sweep_result(
         finished=finished,
         seconds=seconds,
         tracked=tracked,
+        drained=drained,
     )
 
 

@@ -7,6 +7,7 @@ Cost: its own part is under a second; a finished sweep is shown again without lo
 How a run ends:
     every trial finished      winner and comparison written, outbox drained, parent run finished
     Ctrl-C or SIGTERM         executor checkpoints; trials WAITING; parent run stays running; raises Interrupted
+    search.budget used up     running trials saved and WAITING; winner chosen all the same, parent run finished
     executor lost (Ray gone)  trials WAITING from their last checkpoint; ResourceError says so
 """
 
@@ -28,7 +29,7 @@ from sweeper.study.read import StudyReader
 from sweeper.sweep.depot import DriverDepot
 from sweeper.sweep.home import Home
 from sweeper.sweep.listen import Listener, Silent
-from sweeper.sweep.prepare import Prepared, prepare
+from sweeper.sweep.prepare import Prepared, held_device, prepare
 from sweeper.sweep.result import SweepResult, sweep_result
 from sweeper.sweep.signals import sigterm_interrupts
 from sweeper.sweep.source import SweepSource
@@ -84,7 +85,8 @@ def _as_source(spec: SweepSpec | Mapping[str, object] | Path | str) -> Mapping[s
 
 def _run(ready: Prepared, watch: Listener, started: float) -> SweepResult:
     name = ready.spec.name
-    gateway = Gateway.open(ready.storage, ready.plan, driver=f"{socket.gethostname()}:{os.getpid()}")
+    who = f"{socket.gethostname()}:{os.getpid()}"
+    gateway = Gateway.open(ready.storage, ready.plan, driver=who, device=held_device(ready.spec))
     try:
         ready.home.remember(name, ready.storage, _mlflow_uri(ready.spec))
         finished = sum(state.is_finished() for state in gateway.states().values())
@@ -126,7 +128,8 @@ def _train(ready: Prepared, gateway: Gateway, watch: Listener, outbox: Outbox, s
 
 
 def _conclude(ready: Prepared, gateway: Gateway, watch: Listener, outbox: Outbox, started: float) -> SweepResult:
-    result = _result(ready, outbox, started, finished=True)
+    drained = gateway.drained() or ""
+    result = _result(ready, outbox, started, finished=True, drained=drained)
     if result.best is not None:
         gateway.ledger.add_event(
             "winner",
@@ -139,9 +142,9 @@ def _conclude(ready: Prepared, gateway: Gateway, watch: Listener, outbox: Outbox
                 "comparison": asdict(result.comparison) if result.comparison is not None else None,
                 "verdict": result.verdict(),
             },
-            key=f"winner:{result.best.number}:{len(result.trials)}",
+            key=f"winner:{result.best.number}:{len(result.trials)}{f':{gateway.term}' if drained else ''}",
         )
-    _say_ended(gateway, finished=True, reason="")
+    _say_ended(gateway, finished=True, reason=drained)
     if not outbox.drain(DRAIN_SECONDS):
         watch.notice("a tracker has not taken everything yet; what is left goes out with the next `sweeper run` of this sweep")
     return replace(result, seconds=time.monotonic() - started, tracked=outbox.url())
@@ -149,11 +152,12 @@ def _conclude(ready: Prepared, gateway: Gateway, watch: Listener, outbox: Outbox
 
 def _say_ended(gateway: Gateway, *, finished: bool, reason: str) -> None:
     trials = len(gateway.states())
-    key = f"sweep_ended:{trials}:finished" if finished else f"sweep_ended:{gateway.term}:interrupted"
+    whole = finished and not reason
+    key = f"sweep_ended:{trials}:finished" if whole else f"sweep_ended:{gateway.term}:interrupted"
     gateway.ledger.add_event("sweep_ended", None, {"finished": finished, "reason": reason, "trials": trials}, key=key)
 
 
-def _result(ready: Prepared, outbox: Outbox, started: float, *, finished: bool) -> SweepResult:
+def _result(ready: Prepared, outbox: Outbox, started: float, *, finished: bool, drained: str = "") -> SweepResult:
     return sweep_result(
         ready.spec.name,
         ready.home,
@@ -161,6 +165,7 @@ def _result(ready: Prepared, outbox: Outbox, started: float, *, finished: bool) 
         finished=finished,
         seconds=time.monotonic() - started,
         tracked=outbox.url(),
+        drained=drained,
     )
 
 

@@ -32,6 +32,7 @@ class SweepSource:
         self._listener = listener
         self._depot = depot
         self.why_done = ""
+        self._draining = False
 
     def next_trial(self) -> TrialSpec | Wait | Done:
         """The study's next trial."""
@@ -49,8 +50,12 @@ class SweepSource:
         return decision
 
     def decisions(self) -> list[Decision]:
-        """Answers to parked trials."""
-        return self._gateway.decisions()
+        """Answers to parked trials, and what trials are told once the budget is used up."""
+        answers = self._gateway.decisions()
+        if answers and not self._draining and (over := self._gateway.over_budget()):
+            self._draining = True
+            self._listener.notice(f"{over}; trials that run are saved and wait for a larger budget")
+        return answers
 
     def on_end(self, trial: int, outcome: Outcome) -> None:
         """Stores how the trial ended, once its results are at home."""
