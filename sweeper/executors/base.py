@@ -12,9 +12,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
-from sweeper.engine.base import Ended, Engine, EngineSetup, Event
+from sweeper.engine.base import Capacity, Ended, Engine, EngineSetup, Event
 from sweeper.errors import TrialError
 from sweeper.executors.interrupt import Interrupts, deferred
 from sweeper.records import (
@@ -32,7 +33,17 @@ from sweeper.records import (
     Wait,
 )
 
-__all__ = ["EngineFactory", "Executor", "TrialSource", "calls_for_engine", "drive", "trial_engine"]
+__all__ = [
+    "EngineFactory",
+    "Executor",
+    "Sharing",
+    "TrialSource",
+    "Watch",
+    "calls_for_engine",
+    "capacity_of",
+    "drive",
+    "trial_engine",
+]
 
 EngineFactory = Callable[[EngineSetup, Depot], Engine]
 """Builds an engine where it is to live; picklable. Raises UserError if the model or the data cannot be used."""
@@ -43,6 +54,50 @@ ASK_SECONDS = 1.0  # between questions to the source while nothing happens; the 
 IDLE_SECONDS = 0.05
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Which engines train a sweep, and the largest number of trials that were inside one of them at once."""
+
+    engines: tuple[Capacity, ...]
+    most: int = 0
+
+    def plan(self) -> str:
+        """A sentence for the start: `2 engines of 4 slots: REASON`."""
+        count = "1 engine" if len(self.engines) == 1 else f"{len(self.engines)} engines"
+        slots = sorted({engine.slots for engine in self.engines})
+        each = f"{slots[0]} slot" + ("s" if slots[0] > 1 else "") if len(slots) == 1 else f"{slots[0]} to {slots[-1]} slots"
+        reasons = list(dict.fromkeys(engine.reason for engine in self.engines if engine.reason))
+        return f"{count} of {each}" + (f": {reasons[0]}" if reasons else "")
+
+
+class Watch(Protocol):
+    """Told, on the executor's thread, what people want to know of engines; must return quickly and never raise."""
+
+    def notice(self, text: str) -> None:
+        """A sentence for people."""
+        ...
+
+    def sharing(self, sharing: Sharing) -> None:
+        """The engines are there, or more trials than ever before are inside one of them."""
+        ...
+
+
+class Unwatched:
+    """The watch that nobody keeps."""
+
+    def notice(self, text: str) -> None:
+        """Nothing."""
+
+    def sharing(self, sharing: Sharing) -> None:
+        """Nothing."""
+
+
+def capacity_of(engine: Engine, setup: EngineSetup) -> Capacity:
+    """How many trials share the engine's model."""
+    found: Capacity = engine.capacity() if hasattr(engine, "capacity") else Capacity(setup.slots, setup.micro_tokens or 0)
+    return found
 
 
 def trial_engine(setup: EngineSetup, depot: Depot) -> Engine:

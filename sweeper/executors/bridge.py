@@ -27,11 +27,11 @@ from ray.tune import Callback, Stopper
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from sweeper import errors
 from sweeper.engine.base import Ended
-from sweeper.errors import ResourceError, UserError
+from sweeper.errors import ResourceError
 from sweeper.executors.base import ASK_SECONDS, calls_for_engine
 from sweeper.executors.interrupt import Interrupts
+from sweeper.executors.plan import user_error
 from sweeper.executors.worker import MESSAGE, Message
 from sweeper.records import Done, Ending, Outcome, ReportKind, TrialSource, TrialSpec, Wait
 
@@ -188,7 +188,7 @@ class Bridge:
             return
         stay.heard = message.number
         if message.refused is not None:
-            self.error = self.error or _user_error(*message.refused)
+            self.error = self.error or user_error(*message.refused)
         for event in message.events:
             if isinstance(event, Ended):
                 stay.outcome = event.outcome
@@ -240,13 +240,6 @@ def _reason(error: BaseException | None) -> str:
         return "worker died"
     cause = error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
     return f"{type(cause).__name__}: {cause}".strip().split("\n")[0]
-
-
-def _user_error(kind: str, sentence: str) -> UserError:
-    found = getattr(errors, kind, None)
-    if isinstance(found, type) and issubclass(found, UserError) and found is not errors.SpecError:
-        return found(sentence)
-    return ResourceError(sentence)
 
 
 class BridgeSearcher(Searcher):  # type: ignore[misc]

@@ -26,8 +26,9 @@ from sweeper.executors.base import EngineFactory, trial_engine
 from sweeper.executors.bridge import Bridge, BridgeCallback, BridgeScheduler, BridgeSearcher, BridgeStopper
 from sweeper.executors.cluster import Room, cluster
 from sweeper.executors.interrupt import Interrupts, deferred
+from sweeper.executors.plan import Plan
 from sweeper.executors.porter import parcels, start_porter
-from sweeper.executors.worker import Plan, TuneWorker
+from sweeper.executors.worker import TuneWorker
 from sweeper.records import TrialSource
 from sweeper.spec.models import ExecutorSpec
 

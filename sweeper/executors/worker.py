@@ -19,26 +19,16 @@ from typing import Any
 import ray
 from ray.tune import Trainable
 
-from sweeper.engine.base import Ended, Engine, EngineSetup, Event
+from sweeper.engine.base import Ended, Engine, Event
 from sweeper.engine.depot import FolderDepot
 from sweeper.errors import TrialError, UserError
-from sweeper.executors.base import EngineFactory
+from sweeper.executors.plan import Plan, told
 from sweeper.executors.porter import RayDepot, receive
 from sweeper.records import Action, Decision, Depot, Ending, Outcome, Report, ReportKind, TrialSpec
 
 MESSAGE_SECONDS = 2.0
 PARKED_SECONDS = 0.2
 MESSAGE = "sweeper_message"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all workers of a sweep are told once."""
-
-    setup: EngineSetup
-    factory: EngineFactory
-    kinds: tuple[str, ...]  # parcels to fetch
-    storage: str | None  # a depot that workers open themselves, in place of the driver's
 
 
 @dataclass(frozen=True)
@@ -131,7 +121,7 @@ class TuneWorker(Trainable):  # type: ignore[misc]  # ray has no types
             self._engine = self._engine or self._build()
             return self._message(self._work(self._engine))
         except UserError as error:
-            return self._message([], refused=(type(error).__name__, str(error)))
+            return self._message([], refused=told(error))
 
     def _work(self, engine: Engine) -> list[Event]:
         if not self._admitted:

@@ -1,0 +1,166 @@
+"""The worker of the `packed` executor: a Ray actor around one engine with many slots, which lives as long as the sweep.
+
+    hello                    who and where it is, before anything is loaded
+    open                     builds the engine: what it found out about its room
+    work (orders)            decisions, then new trials, then steps until there is something to say, at most about a second
+    preempt                  checkpoints every trial and lets go of it
+
+The base model is read once; trials come and go without another load. A message is the answer to one call, so that none is lost
+while the actor lives. Does not know: the study, the driver's home (see `porter.py`), what other engines do. Cost: 1 to 2 ms a call.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+
+from sweeper.engine.base import Capacity, Ended, Engine, EngineSetup, Event
+from sweeper.engine.depot import FolderDepot
+from sweeper.errors import TrialError, UserError
+from sweeper.executors.base import capacity_of
+from sweeper.executors.plan import Plan, told
+from sweeper.executors.porter import RayDepot, receive
+from sweeper.records import Action, Decision, Depot, Ending, Outcome, ReportKind, TrialSpec
+
+MESSAGE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What of the setup is one engine's own. `slots` and `micro_tokens` are set after a death, to half of what it had."""
+
+    slots: int | None = None
+    micro_tokens: int | None = None
+    memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What an engine is to do: answers first, since they free slots, then trials. `steps`: exactly so many, whatever comes of
+    them; None: until something is to be said."""
+
+    decisions: tuple[Decision, ...] = ()
+    trials: tuple[TrialSpec, ...] = ()
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Message:
+    """What an engine says. `refused` is a user's mistake (its class in `errors`, its sentence) that ends the sweep."""
+
+    events: tuple[Event, ...] = ()
+    seconds: float = 0.0  # that the call took in the actor
+    capacity: Capacity | None = None  # after `open`
+    refused: tuple[str, str] | None = None
+
+
+class EngineActor:
+    """The actor. One thread, calls in the order they were sent."""
+
+    def __init__(self, porter: str, namespace: str) -> None:
+        self._porter = ray.get_actor(porter, namespace)
+        self._engine: Engine | None = None
+        self._parked: set[int] = set()
+        self._events: list[Event] = []
+
+    def hello(self) -> tuple[str, str]:
+        """This worker's name, and its node."""
+        return self._name(), str(ray.get_runtime_context().get_node_id())
+
+    def open(self, limits: Limits) -> Message:
+        """Fetches what this node lacks and builds the engine."""
+        return self._message(lambda: self._build(limits))
+
+    def work(self, orders: Orders) -> Message:
+        """Carries out `orders`."""
+        return self._message(lambda: self._work(orders))
+
+    def preempt(self) -> Message:
+        """Every trial checkpointed and gone."""
+        return self._message(self._preempt)
+
+    def _message(self, call: Callable[[], object]) -> Message:
+        """What `call` came to. An error leaves with what was said before it; one that is no user's is Ray's to carry."""
+        began = time.monotonic()
+        refused: tuple[str, str] | None = None
+        capacity: object = None
+        try:
+            capacity = call()
+        except UserError as error:
+            refused = told(error)
+        events, self._events = tuple(self._events), []
+        found = capacity if isinstance(capacity, Capacity) else None
+        return Message(events, time.monotonic() - began, found, refused)
+
+    def _work(self, orders: Orders) -> None:
+        engine = self._engine
+        assert engine is not None
+        late = {trial.number for trial in orders.trials}
+        self._decide(engine, [decision for decision in orders.decisions if decision.trial not in late])
+        for trial in orders.trials:
+            try:
+                engine.admit(trial)
+            except TrialError as error:
+                self._say([Ended(trial.number, Outcome(Ending.FAILED, reason=str(error)))])
+        self._decide(engine, [decision for decision in orders.decisions if decision.trial in late])
+        if orders.steps is not None:
+            for _ in range(orders.steps):
+                self._step(engine)
+            return
+        until = time.monotonic() + MESSAGE_SECONDS
+        while not self._events and time.monotonic() < until and self._step(engine):
+            pass
+
+    def _decide(self, engine: Engine, decisions: list[Decision]) -> None:
+        for decision in decisions:
+            self._say(engine.decide(decision))
+            if decision.action is not Action.LATER:
+                self._parked.discard(decision.trial)
+
+    def _step(self, engine: Engine) -> bool:
+        """One step; False where there was nothing to do."""
+        if set(engine.trials()) <= self._parked:
+            return False
+        self._say(engine.step())
+        return True
+
+    def _say(self, events: list[Event] | list[Ended]) -> None:
+        for event in events:
+            self._events.append(event)
+            if isinstance(event, Ended):
+                self._parked.discard(event.trial)
+            elif event.kind is ReportKind.RUNG:
+                self._parked.add(event.trial)
+
+    def _preempt(self) -> None:
+        if self._engine is not None:
+            self._say(self._engine.preempt())
+
+    def _build(self, limits: Limits) -> Capacity:
+        plan: Plan = ray.get(self._porter.plan.remote())
+        os.environ["OMP_NUM_THREADS"] = str(plan.setup.threads)
+        setup = limited(receive(plan.setup, plan.kinds, self._porter), limits)
+        setup = replace(setup, worker=self._name())
+        depot: Depot = FolderDepot(plan.storage) if plan.storage else RayDepot(self._porter)
+        self._engine = plan.factory(setup, depot)
+        return capacity_of(self._engine, setup)
+
+    def _name(self) -> str:
+        return f"{ray.util.get_node_ip_address()}:{os.getpid()}"
+
+
+def limited(setup: EngineSetup, limits: Limits) -> EngineSetup:
+    """`setup` with what is this engine's own."""
+    given: dict[str, Any] = {name: value for name, value in vars(limits).items() if value is not None}
+    return replace(setup, **given)
+
+
+def halved(setup: EngineSetup, had: Capacity) -> Limits:
+    """What an engine gets after one with `had` has died: half the slots, and half the tokens in one pass, but a chunk at least."""
+    least = setup.training.chunk_tokens or 1
+    return Limits(slots=max(1, had.slots // 2), micro_tokens=max(least, had.micro_tokens // 2))
