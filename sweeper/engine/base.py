@@ -42,6 +42,7 @@ class EngineSetup:
     slots: int = 1  # 0: as many as the measurement at the engine's start says (see Capacity)
     micro_tokens: int | None = None  # tokens at most that share one pass; None: the measured knee, or chunk_tokens without one
     memory: int | None = None  # bytes that an engine may take; None: what is free on its device
+    prefix_bytes: int | None = None  # that states of frozen layers may take on the node's disk; None: a fifth of what is free
     deterministic: bool = False  # pieces of work end by count, never by the clock
     threads: int = 1
     device: str = "cpu"

@@ -68,13 +68,14 @@ class Span:
 
 @dataclass(frozen=True)
 class Layout:
-    """One micro-step: token ids and positions [T], and who they belong to. `starts` is where each row begins, in order."""
+    """One micro-step: token ids and positions [T], and who they belong to. `starts` is where each of `rows` begins, in order."""
 
     ids: Tensor
     positions: Tensor
     segments: tuple[Segment, ...]
     spans: tuple[Span, ...]
     starts: tuple[int, ...]
+    rows: tuple[RowInput, ...]
     cache: RowCache | None = None
 
 
@@ -122,6 +123,7 @@ def build(parts: Sequence[Part], device: torch.device | str, cache: RowCache | N
         segments=tuple(segments),
         spans=tuple(spans),
         starts=tuple(starts),
+        rows=tuple(row for part in parts for row in part.rows),
         cache=cache,
     )
 

@@ -25,6 +25,7 @@ from sweeper.engine.model import linear_names
 from sweeper.engine.optimizer import Row, views
 from sweeper.engine.packed import Chunk, LabelIds, PackedModel
 from sweeper.engine.params import Params
+from sweeper.engine.prefix import open_prefix
 from sweeper.engine.seeds import mix
 from sweeper.engine.targets import resolve_targets
 
@@ -46,6 +47,8 @@ class LoraNet:
         )
         set_dropout(self._packed.model, 0.0)  # recomputing activations puts the model into training mode
         self._base_name = setup.base_name or setup.model
+        self._packed.prefix = open_prefix(self._packed.model, setup, self._packed.current)
+        self._last = training.last_layers()
         self._layers = self._replace_linears(training.base)
         self._placed: dict[int, _Placed] = {}
 
@@ -61,7 +64,7 @@ class LoraNet:
         return layers
 
     def place(self, slot: int, params: Params, seed: int) -> Row:
-        paths = resolve_targets(params.targets, self._packed.model.config.model_type, list(self._layers))
+        paths = resolve_targets(params.targets, self._packed.model.config.model_type, list(self._layers), self._last)
         row = Row(sum(sum(a * b for a, b in self._shapes(path, params.rank)) for path in paths), self._packed.device)
         placed = self._placed[slot] = _Placed(params, paths, row)
         self._draw(placed, seed)
@@ -93,7 +96,8 @@ class LoraNet:
         placed = self._placed[slot]
         flat = self._split(placed, placed.row.weights)
         pairs = {path: (flat[2 * i], flat[2 * i + 1]) for i, path in enumerate(placed.paths)}
-        return adapter_files(pairs, placed.params, self._base_name)
+        linears = None if self._last is None else list(self._layers)
+        return adapter_files(pairs, placed.params, self._base_name, linears=linears)
 
     def load(self, slot: int, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Fills the slot's A and B of each layer path, e.g. from a PEFT adapter. Paths are those that `place` chose."""

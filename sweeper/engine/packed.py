@@ -22,6 +22,7 @@ from sweeper.engine.attention import NAME, RowCache, attach
 from sweeper.engine.head import best_tokens, head_losses, target_log_probs
 from sweeper.engine.layout import Current, Layout, Part, RowInput, build
 from sweeper.engine.model import load_model, recompute_activations
+from sweeper.engine.prefix import Prefix
 
 LabelIds = Sequence[Sequence[int]]
 
@@ -46,6 +47,7 @@ class PackedModel:
         self.current = Current()
         attach(self.model, self.current)
         self._backbone = self.model.base_model
+        self.prefix: Prefix | None = None
         self._checkpointing = checkpointing
         if checkpointing:
             recompute_activations(self.model)
@@ -144,6 +146,8 @@ class PackedModel:
 
     def _hidden(self, layout: Layout) -> Tensor:
         """Last hidden states [T, d]."""
+        if self.prefix is not None and layout.cache is None:
+            return self.prefix.hidden(layout)
         out = self._backbone(input_ids=layout.ids[None], position_ids=layout.positions[None], use_cache=False)
         hidden: Tensor = out.last_hidden_state[0]
         return hidden

@@ -49,6 +49,7 @@ class PlainNet:
         self._device = setup.device
         self._lora = training.method == "lora"
         self._linears = linear_names(self._base)
+        self._last = training.last_layers()
         self._untouched: list[Tensor] = []
         self._model: Any = self._base
         self._binding: Binding | None = None
@@ -71,7 +72,7 @@ class PlainNet:
         return self._binding.row
 
     def _wrap(self, params: Params, seed: int) -> None:
-        self._paths = resolve_targets(params.targets, self._base.config.model_type, self._linears)
+        self._paths = resolve_targets(params.targets, self._base.config.model_type, self._linears, self._last)
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=params.rank,
@@ -160,7 +161,8 @@ class PlainNet:
             layer = self._base.get_submodule(path)
             pairs[path] = (layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight)
         conv1d = isinstance(self._base.get_submodule(self._paths[0]).get_base_layer(), Conv1D)
-        return adapter_files(pairs, self._params, self._setup.base_name or self._setup.model, conv1d)
+        linears = None if self._last is None else self._linears
+        return adapter_files(pairs, self._params, self._setup.base_name or self._setup.model, conv1d, linears)
 
     def load(self, slot: int, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """Fills A and B of each layer path, e.g. from a PEFT adapter."""

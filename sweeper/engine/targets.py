@@ -73,15 +73,20 @@ def last_layers(linears: Sequence[str], count: int | None) -> tuple[str, ...]:
         return tuple(linears)
     depth = 1 + max((number for path in linears if (number := block(path)) is not None), default=-1)
     if count > depth:
-        raise ModelError(f"training.layers is 'last {count}', but this model has {depth} layers; write last {depth} at most, or all")
+        raise ModelError(
+            f"training.layers is 'last {count}', but this model has {depth} layers; write last {depth} at most, or all"
+        )
     return tuple(path for path in linears if (number := block(path)) is not None and number >= depth - count)
 
 
-def resolve_targets(targets: str, model_type: str, linears: Sequence[str]) -> tuple[str, ...]:
-    """Paths among `linears` (all linear layers but the head) that `targets` names, in model order.
+def resolve_targets(targets: str, model_type: str, linears: Sequence[str], count: int | None = None) -> tuple[str, ...]:
+    """Paths among `linears` (all linear layers but the head) that `targets` names, in model order; with `count`, only those in
+    the last `count` transformer layers.
 
     In an unknown family a layer counts as attention or mlp by its path. Raises ModelError if a name or a group fits no layer.
     """
+    linears = last_layers(linears, count)
+    where = "" if count is None else f" in its last {count} layers"
     last = {path: path.rsplit(".", 1)[-1] for path in linears}
     wanted = [name.strip() for name in targets.split(",") if name.strip()]
     chosen: set[str] = set()
@@ -89,7 +94,7 @@ def resolve_targets(targets: str, model_type: str, linears: Sequence[str]) -> tu
         found = _group(name, model_type, last) if name in GROUPS else [p for p in linears if p == name or p.endswith(f".{name}")]
         if not found:
             allowed = nearest(name, {*GROUPS, *last.values()})
-            raise ModelError(f"training.targets is {targets!r}, but this model has no layer for {name!r}; {allowed}")
+            raise ModelError(f"training.targets is {targets!r}, but this model has no layer for {name!r}{where}; {allowed}")
         chosen.update(found)
     if not chosen:
         raise ModelError(f"training.targets is {targets!r}, which names no layer; {nearest(targets, {*GROUPS, *last.values()})}")
