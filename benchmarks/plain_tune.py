@@ -29,6 +29,7 @@ from typing import Any
 
 from benchmarks.common import Goal, Measurement, add_output, finish
 from benchmarks.plain_trial import PlainSetup, PlainTrial
+from benchmarks.pool import Arrangement, arrangements, parse_arrangement
 from sweeper.errors import UserError
 from sweeper.records import ParamValue
 from sweeper.spec.load import load_spec
@@ -40,19 +41,10 @@ QUICK = ("data.limit.train=48", "data.limit.validation=32", "training.examples=4
 QUICK_TRIALS = 3
 
 
-@dataclass(frozen=True)
-class Arrangement:
-    """How the machine's cores are shared."""
-
-    processes: int
-    threads: int
-
-    def __str__(self) -> str:
-        return f"{self.processes}x{self.threads}"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the yardstick; returns the exit code."""
+    import torch
+
     options = _parser().parse_args(arguments)
     try:
         spec = load_spec(options.spec, [*(QUICK if options.quick else ()), *options.set])
@@ -61,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             setup = plain_setup(spec, home)
             trials = options.trials or (QUICK_TRIALS if options.quick else spec.search.trials) or 20
             fixed = json.loads(options.configurations.read_text()) if options.configurations else None
-            rows = [run(setup, way, trials, fixed, Path(scratch)) for way in options.arrangement or arrangements()]
+            ways = options.arrangement or arrangements(torch.cuda.device_count())
+            rows = [run(setup, way, trials, fixed, Path(scratch)) for way in ways]
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
@@ -98,17 +91,6 @@ def plain_setup(spec: SweepSpec, home: Path) -> PlainSetup:
         rows_full=count.full,
         threads=1,
     )
-
-
-def arrangements() -> list[Arrangement]:
-    """The ways to share this machine: one worker per GPU, else one process with all cores or one thread each."""
-    import torch
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if torch.cuda.is_available():
-        gpus = torch.cuda.device_count()
-        return [Arrangement(gpus, max(1, cores // gpus))]
-    return [Arrangement(1, cores), Arrangement(cores, 1)] if cores > 1 else [Arrangement(1, 1)]
 
 
 def run(
@@ -242,13 +224,6 @@ def _configuration(result: Any) -> dict[str, Any]:
     return dict(config.get("configuration", config))
 
 
-def _arrangement(text: str) -> Arrangement:
-    processes, _, threads = text.partition("x")
-    if not (processes.isdigit() and threads.isdigit() and int(processes) and int(threads)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not PROCESSESxTHREADS, e.g. 2x1")
-    return Arrangement(int(processes), int(threads))
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plain_tune", description="The yardstick: Ray Tune and HF Trainer.")
     parser.add_argument("--spec", type=Path, required=True, help="a Sweeper spec, e.g. search_spaces/demo.yaml")
@@ -258,7 +233,7 @@ def _parser() -> argparse.ArgumentParser:
         "--configurations", type=Path, metavar="FILE", help="JSON list of configurations to train whole, in place of a search"
     )
     parser.add_argument(
-        "--arrangement", action="append", type=_arrangement, metavar="PxT", help="processes x threads (default: both ways)"
+        "--arrangement", action="append", type=parse_arrangement, metavar="PxT", help="processes x threads (default: both ways)"
     )
     parser.add_argument("--home", type=Path, help="sweep home whose model and token files are used (default: a temporary one)")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_TRIALS} trials on a few rows")
