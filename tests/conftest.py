@@ -75,3 +75,12 @@ def postgres() -> Iterator[str]:
     yield url
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[str]:
+    """URL of a MariaDB server, without a database."""
+    from tests.support.mariadb import mariadb_server
+
+    with mariadb_server() as url:
+        yield url

@@ -1,7 +1,7 @@
 """Reaching a study database: what a URL may be, and one sentence for each way it can fail.
 
 Purpose: `connect` for a driver, `connect_to_read` for everybody else. Passwords never appear in a message.
-Does not know tables. Cost: one connection.
+Does not know tables, nor one Python driver from another (`drivers.py`). Cost: one connection.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from sweeper.errors import ResourceError
+from sweeper.spec.mask import mask
+from sweeper.study.drivers import engine_options, package_of
+from sweeper.study.drivers import parse as parse
 
 if TYPE_CHECKING:
     import optuna
@@ -27,28 +30,13 @@ NETWORK_FILE_SYSTEMS = frozenset(
     | {"fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.glusterfs", "fuse.rclone", "fuse.cephfs", "fuse.juicefs"}
 )
 
-_DRIVERS = ("sqlite", "postgresql")
-_CONNECT_SECONDS = 10
-
-
-def parse(url: str) -> URL:
-    """The URL, checked. Raises ResourceError if it is none, or names a database that Sweeper has not been tried on."""
-    try:
-        parsed = sa.make_url(url)
-    except ArgumentError:
-        raise ResourceError(
-            "storage is no database URL; write e.g. sqlite:////home/me/sweeps/study.db or postgresql+psycopg://user:password@host/name"
-        ) from None
-    if parsed.get_backend_name() not in _DRIVERS:
-        raise ResourceError(f"storage names a {parsed.get_backend_name()} database; allowed: {', '.join(_DRIVERS)}")
-    if parsed.drivername == "postgresql":
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    return parsed
+# What two drivers that make the same tables at the same moment are told: by SQLite, PostgreSQL and MySQL.
+_MADE_MEANWHILE = ("already exists", "duplicate key", "Duplicate entry", "Deadlock found")
 
 
 def masked(url: URL) -> str:
-    """The URL without its password."""
-    return url.render_as_string(hide_password=True)
+    """The URL without its password, nor any that stands among its parameters."""
+    return str(mask(url.render_as_string(hide_password=True)))
 
 
 def sqlite_path(url: URL) -> Path | None:
@@ -81,7 +69,7 @@ def refuse_network_file_system(path: Path, mounts: str | None = None) -> None:
     if kind in NETWORK_FILE_SYSTEMS:
         raise ResourceError(
             f"{path} lies on a network file system ({kind} at {best}), where SQLite's locks do not hold; "
-            "put the study database on a local disk, or set storage to a PostgreSQL URL"
+            "put the study database on a local disk, or set storage to a PostgreSQL or MySQL URL"
         )
 
 
@@ -92,8 +80,7 @@ def connect(url: URL) -> optuna.storages.RDBStorage:
     path = sqlite_path(url)
     if path is not None:
         refuse_network_file_system(path)
-    arguments: dict[str, object] = {"timeout": 30} if path is not None else {"connect_timeout": _CONNECT_SECONDS}
-    options: dict[str, object] = {"connect_args": arguments}
+    options = engine_options(url)
     if path is None:
         options["pool_pre_ping"] = True
     with reached(url):
@@ -101,8 +88,8 @@ def connect(url: URL) -> optuna.storages.RDBStorage:
             try:
                 return optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=options)
             except DBAPIError as error:
-                # Two drivers that create the tables at the same moment: the second finds them at its next try.
-                if attempt == 2 or ("already exists" not in str(error) and "duplicate key" not in str(error)):
+                # The second of them finds the tables at its next try.
+                if attempt == 2 or not any(words in str(error) for words in _MADE_MEANWHILE):
                     raise
     raise AssertionError("unreachable")
 
@@ -111,13 +98,13 @@ def connect_to_read(url: URL) -> sa.Engine:
     """An engine for reading. Never creates a file; a copy in a folder that cannot be written is read as it is."""
     path = sqlite_path(url)
     if path is None:
-        return _engine(url, connect_args={"connect_timeout": _CONNECT_SECONDS})
+        return _engine(url)
     if not path.is_file():
         raise ResourceError(f"there is no study database {path}; start a sweep with `sweeper run`, or name another one")
     if not os.access(path, os.R_OK):
         raise ResourceError(f"the study database {path} cannot be read; mend its permissions")
     if os.access(path.parent, os.W_OK) and os.access(path, os.W_OK):
-        return _engine(url, connect_args={"timeout": 30})
+        return _engine(url)
     # Where neither the file nor its neighbours can be written, no driver can be at work: read it as it is.
     return sa.create_engine(f"sqlite:///file:{path}?immutable=1&uri=true")
 
@@ -128,17 +115,17 @@ def reached(url: URL) -> Iterator[None]:
     try:
         yield
     except (ImportError, NoSuchModuleError) as error:
-        raise ResourceError(f"the driver for {masked(url)} is not installed ({error}); pip install 'sweeper[postgres]'") from None
+        raise ResourceError(f"the driver for {masked(url)} is not installed ({error}); pip install '{package_of(url)}'") from None
     except _optuna_errors() as error:
         raise ResourceError(_sentence(url, error.__cause__ or error)) from error
     except SQLAlchemyError as error:
         raise ResourceError(_sentence(url, error)) from error
 
 
-def _engine(url: URL, **options: object) -> sa.Engine:
+def _engine(url: URL) -> sa.Engine:
     with reached(url):
         # Without a pool: a reader that is forgotten holds no connection.
-        return sa.create_engine(url, poolclass=sa.NullPool, **options)
+        return sa.create_engine(url, poolclass=sa.NullPool, **engine_options(url))
 
 
 def _optuna_errors() -> tuple[type[Exception], ...]:

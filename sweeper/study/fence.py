@@ -3,7 +3,9 @@
 Taking a study raises its term. Every transaction of a driver (Optuna's own as well: the listeners sit on the engine of its
 storage) first reads the term and raises FencedError if another driver has taken it since; a driver that was stopped and
 wakes up can write nothing. On SQLite every transaction begins IMMEDIATE and the file is in WAL mode; on PostgreSQL the row
-of the term is read FOR SHARE, so that taking it waits for what is in flight.
+of the term is read FOR SHARE (LOCK IN SHARE MODE on MySQL), so that taking it waits for what is in flight: such a read sees the
+latest commit at every isolation level. A driver that was stopped inside a transaction keeps that lock until the server ends its
+connection, after 20 s: PostgreSQL and MariaDB watch transactions for it, MySQL can only watch idle connections.
 
 A driver is alive if its process is (same host), or if its heartbeat is younger than 30 s (another host).
 Does not know what is written. Cost: one indexed read per transaction.
@@ -31,7 +33,8 @@ STALE_SECONDS = 30.0
 BEAT_SECONDS = 5.0
 
 _BUSY_SECONDS = 30.0
-_IDLE_MS = 20_000
+_IDLE_SECONDS = 20
+_LOCK_SECONDS = 40
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Fence:
         self._engine = engine
         self._study = study
         self._query = sa.select(FENCE.c.term).where(FENCE.c.study == study)
-        if engine.dialect.name == "postgresql":
+        if engine.dialect.name != "sqlite":
             self._query = self._query.with_for_update(read=True)
         self._guarding = False
         self._open = True
@@ -168,6 +171,8 @@ def prepare_engine(engine: sa.Engine) -> None:
         event.listen(engine, "begin", _begin_immediate)
     if engine.dialect.name == "postgresql":
         event.listen(engine, "connect", _connect_postgresql)
+    if engine.dialect.name == "mysql":
+        event.listen(engine, "connect", _connect_mariadb if getattr(engine.dialect, "is_mariadb", False) else _connect_mysql)
     engine.dispose()
 
 
@@ -212,8 +217,13 @@ def _insert_fence(connection: sa.Connection, study: str) -> None:
     if connection.dialect.name == "postgresql":
         from sqlalchemy.dialects.postgresql import insert
 
-        connection.execute(sa.text("SET LOCAL lock_timeout = 40000"))
+        connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'"))
         connection.execute(insert(FENCE).values(study=study, term=0).on_conflict_do_nothing())
+    elif connection.dialect.name == "mysql":
+        from sqlalchemy.dialects import mysql
+
+        # The update locks the row for writing at once. INSERT IGNORE would share it, and two that share it wait for each other.
+        connection.execute(mysql.insert(FENCE).values(study=study, term=0).on_duplicate_key_update(term=FENCE.c.term))
     elif connection.execute(sa.select(FENCE.c.term).where(FENCE.c.study == study)).first() is None:
         connection.execute(sa.insert(FENCE).values(study=study, term=0))
 
@@ -234,6 +244,25 @@ def _begin_immediate(connection: sa.Connection) -> None:
 def _connect_postgresql(connection: object, _record: object) -> None:
     # A driver that was stopped inside a transaction would hold its locks for ever; the server ends it instead.
     cursor = connection.cursor()  # type: ignore[attr-defined]
-    cursor.execute(f"SET idle_in_transaction_session_timeout = {_IDLE_MS}")
+    cursor.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_SECONDS}s'")
+    connection.commit()  # type: ignore[attr-defined]
+    cursor.close()
+
+
+def _connect_mariadb(connection: object, _record: object) -> None:
+    _set_up_mysql(connection, "idle_transaction_timeout")
+
+
+def _connect_mysql(connection: object, _record: object) -> None:
+    # Ends connections between transactions as well, which the pool then opens again.
+    _set_up_mysql(connection, "wait_timeout")
+
+
+def _set_up_mysql(connection: object, idle: str) -> None:
+    locks = f"innodb_lock_wait_timeout = {_LOCK_SECONDS}, lock_wait_timeout = {_LOCK_SECONDS}"
+    # Without the strict mode, text that is too long would be cut in silence.
+    strict = "sql_mode = CONCAT(@@sql_mode, ',STRICT_TRANS_TABLES')"
+    cursor = connection.cursor()  # type: ignore[attr-defined]
+    cursor.execute(f"SET SESSION {idle} = {_IDLE_SECONDS}, {locks}, {strict}")
     connection.commit()  # type: ignore[attr-defined]
     cursor.close()

@@ -18,7 +18,7 @@ from sweeper.errors import ResourceError, StudyError, nearest
 from sweeper.records import Action, ParamValue, ReportKind, TrialState
 from sweeper.study.database import connect_to_read, parse, reached, sqlite_path
 from sweeper.study.fence import read_holder
-from sweeper.study.migrate import VERSION_TABLE
+from sweeper.study.migrate import version
 from sweeper.study.plan import StudyPlan
 from sweeper.study.sweeps import read_plan
 from sweeper.study.tables import DECISIONS, METRICS, REPORTS, RUNS, SWEEPS
@@ -283,7 +283,7 @@ class StudyReader:
 
     def _has_tables(self) -> bool:
         with self._begin() as connection:
-            return sa.inspect(connection).has_table(VERSION_TABLE)
+            return version(connection) is not None
 
     @contextmanager
     def _begin(self) -> Iterator[sa.Connection]:

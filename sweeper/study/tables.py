@@ -13,18 +13,49 @@
     swp_trackers, swp_tracker_runs   how far each tracker has read the outbox, and its run ids
 
 No foreign keys to Optuna's tables (deleting a study there would then fail in silence). Times are Unix milliseconds: of the
-database's clock for drivers and events, of the driver or worker otherwise. A float that is not a number is NULL.
+database's clock for drivers and events, of the driver or worker otherwise. A float that is not a number is NULL. On MySQL all
+text is utf8mb4 compared byte by byte, so that `Demo` and `demo` are two studies whatever the database's default is (the
+migrations see to that).
 Knows nothing of what the rows mean. Costs nothing.
 """
 
 from __future__ import annotations
 
+import sys
+
 import sqlalchemy as sa
-from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, String, Text
+from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, String
+from sqlalchemy.dialects import mysql
+from sqlalchemy.types import TypeEngine
 
 METADATA = sa.MetaData()
 _NAME = String(200)
 _PATH = String(1000)
+_KEY_PATH = String(1000).with_variant(String(500), "mysql")  # its keys hold 3072 bytes, four a character
+_TEXT = sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql")  # a TEXT there ends at 64 KB
+
+
+class Real(sa.TypeDecorator[float]):
+    """A double. MySQL's FLOAT has 24 bits, and no type of its holds infinity: there the largest double stands for it."""
+
+    impl = Float
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: sa.Dialect) -> TypeEngine[float]:
+        """DOUBLE on MySQL, FLOAT elsewhere."""
+        return dialect.type_descriptor(sa.Double() if dialect.name == "mysql" else Float())
+
+    def process_bind_param(self, value: float | None, dialect: sa.Dialect) -> float | None:
+        """The number as it is stored."""
+        if value is None or dialect.name != "mysql":
+            return value
+        return max(-sys.float_info.max, min(sys.float_info.max, value))
+
+    def process_result_value(self, value: float | None, dialect: sa.Dialect) -> float | None:
+        """The number that was given."""
+        if value is None or dialect.name != "mysql" or abs(value) < sys.float_info.max:
+            return value
+        return float("inf") if value > 0 else float("-inf")
 
 
 def _study() -> Column[str]:
@@ -36,7 +67,7 @@ SWEEPS = sa.Table(
     METADATA,
     _study(),
     Column("identity", String(128), nullable=False),
-    Column("plan", Text, nullable=False),
+    Column("plan", _TEXT, nullable=False),
     Column("status", String(16), nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     Column("ended_ms", BigInteger),
@@ -50,8 +81,8 @@ CHANGES = sa.Table(
     Column("term", Integer, nullable=False),
     Column("time_ms", BigInteger, nullable=False),
     Column("field", _NAME, nullable=False),
-    Column("old", Text),
-    Column("new", Text),
+    Column("old", _TEXT),
+    Column("new", _TEXT),
 )
 
 FENCE = sa.Table("swp_fence", METADATA, _study(), Column("term", Integer, nullable=False))
@@ -65,7 +96,7 @@ TERMS = sa.Table(
     Column("host", _NAME, nullable=False),
     Column("machine", String(400), nullable=False),
     Column("pid", Integer, nullable=False),
-    Column("pid_started", Float, nullable=False),
+    Column("pid_started", Real, nullable=False),
     Column("started_ms", BigInteger, nullable=False),
     Column("beat_ms", BigInteger, nullable=False),
     Column("ended_ms", BigInteger),
@@ -79,13 +110,13 @@ TRIALS = sa.Table(
     Column("trial_id", Integer),  # Optuna's; NULL until Optuna has the trial
     Column("state", String(16), nullable=False),
     Column("source", String(16), nullable=False),  # default, enqueued, sampler
-    Column("params", Text, nullable=False),  # JSON: every searchable key
-    Column("drawn", Text, nullable=False),  # JSON: the keys within the space, as Optuna has them
-    Column("asked", Text, nullable=False),  # JSON: what the draw depended on
+    Column("params", _TEXT, nullable=False),  # JSON: every searchable key
+    Column("drawn", _TEXT, nullable=False),  # JSON: the keys within the space, as Optuna has them
+    Column("asked", _TEXT, nullable=False),  # JSON: what the draw depended on
     Column("seed", BigInteger, nullable=False),
     Column("budget", Integer, nullable=False),  # examples
-    Column("evaluations", Text, nullable=False),  # JSON
-    Column("rungs", Text, nullable=False),  # JSON
+    Column("evaluations", _TEXT, nullable=False),  # JSON
+    Column("rungs", _TEXT, nullable=False),  # JSON
     Column("attempt", Integer, nullable=False),
     Column("held_by", _NAME),
     Column("held_until_ms", BigInteger),
@@ -93,10 +124,10 @@ TRIALS = sa.Table(
     Column("nominal", Integer, nullable=False),
     Column("examples", Integer, nullable=False),
     Column("step", Integer, nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("objective", Text),  # JSON: values, one per metric of the objective
-    Column("value", Float),  # the first of them
-    Column("metrics", Text, nullable=False),  # JSON: of the value's evaluation, else of the last one
+    Column("reason", _TEXT, nullable=False),
+    Column("objective", _TEXT),  # JSON: values, one per metric of the objective
+    Column("value", Real),  # the first of them
+    Column("metrics", _TEXT, nullable=False),  # JSON: of the value's evaluation, else of the last one
     Column("feasible", Boolean),  # within the constraints; NULL until it is COMPLETE
     Column("adapter", _PATH),
     Column("outcomes", _PATH),
@@ -115,11 +146,11 @@ RUNS = sa.Table(
     Column("term", Integer, nullable=False),
     Column("worker", _NAME, nullable=False),
     Column("ending", String(16)),
-    Column("reason", Text, nullable=False),
+    Column("reason", _TEXT, nullable=False),
     Column("examples", Integer, nullable=False),
     Column("tokens", BigInteger, nullable=False),
-    Column("train_seconds", Float, nullable=False),
-    Column("evaluate_seconds", Float, nullable=False),
+    Column("train_seconds", Real, nullable=False),
+    Column("evaluate_seconds", Real, nullable=False),
     Column("started_ms", BigInteger, nullable=False),
     Column("ended_ms", BigInteger),
 )
@@ -132,7 +163,7 @@ EVENTS = sa.Table(
     Column("key", String(300), nullable=False),
     Column("kind", String(40), nullable=False),
     Column("number", Integer),
-    Column("payload", Text, nullable=False),
+    Column("payload", _TEXT, nullable=False),
     Column("time_ms", BigInteger, nullable=False),
     Column("done", Boolean, nullable=False),
     sa.UniqueConstraint("study", "key", name="uq_swp_events_key"),
@@ -158,32 +189,30 @@ REPORTS = sa.Table(
     Column("examples", Integer, nullable=False),
     Column("step", Integer, nullable=False),
     Column("time_ms", BigInteger, nullable=False),
-    Column("value", Float),
+    Column("value", Real),
     Column("outcomes", _PATH),
     Column("checkpoint", _PATH),
     Column("rows_read", Integer, nullable=False),
     Column("tokens", BigInteger, nullable=False),
-    Column("train_seconds", Float, nullable=False),
-    Column("evaluate_seconds", Float, nullable=False),
+    Column("train_seconds", Real, nullable=False),
+    Column("evaluate_seconds", Real, nullable=False),
     Column("worker", _NAME, nullable=False),
 )
 
-METRICS = sa.Table(
-    "swp_metrics", METADATA, *_evaluation(), Column("name", _NAME, primary_key=True), Column("value", Float)
-)
+METRICS = sa.Table("swp_metrics", METADATA, *_evaluation(), Column("name", _NAME, primary_key=True), Column("value", Real))
 
 DECISIONS = sa.Table(
     "swp_decisions",
     METADATA,
     *_evaluation(),
     Column("action", String(16), nullable=False),
-    Column("reason", Text, nullable=False),
+    Column("reason", _TEXT, nullable=False),
     Column("pruner", String(40), nullable=False),
-    Column("value", Float),
-    Column("cutoff", Float),
+    Column("value", Real),
+    Column("cutoff", Real),
     Column("rank", Integer),
     Column("compared", Integer, nullable=False),
-    Column("evidence", Text, nullable=False),  # JSON
+    Column("evidence", _TEXT, nullable=False),  # JSON
     Column("time_ms", BigInteger, nullable=False),
 )
 
@@ -192,7 +221,7 @@ CHECKPOINTS = sa.Table(
     METADATA,
     _study(),
     Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("name", _PATH, primary_key=True),
+    Column("name", _KEY_PATH, primary_key=True),
     Column("attempt", Integer, nullable=False),
     Column("nominal", Integer, nullable=False),
     Column("examples", Integer, nullable=False),
@@ -206,7 +235,7 @@ VERDICTS = sa.Table(
     Column("study", _NAME, nullable=False, index=True),
     Column("number", Integer),
     Column("kind", String(40), nullable=False),
-    Column("payload", Text, nullable=False),
+    Column("payload", _TEXT, nullable=False),
     Column("time_ms", BigInteger, nullable=False),
 )
 
@@ -219,7 +248,7 @@ REVIEWS = sa.Table(
     Column("row_id", String(128), nullable=False),
     Column("reviewer", _NAME, nullable=False),
     Column("verdict", String(40), nullable=False),
-    Column("note", Text, nullable=False),
+    Column("note", _TEXT, nullable=False),
     Column("time_ms", BigInteger, nullable=False),
 )
 
@@ -245,6 +274,9 @@ def clock_ms(dialect: str) -> sa.TextClause:
     """SQL for the database's own clock in Unix milliseconds, so that drivers on several hosts compare one clock."""
     if dialect == "postgresql":
         return sa.text("CAST(extract(epoch from clock_timestamp()) * 1000 AS bigint)")
+    if dialect == "mysql":
+        # UNIX_TIMESTAMP(NOW()) would go through local time and jump with it.
+        return sa.text("TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) DIV 1000")
     return sa.text("CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)")
 
 

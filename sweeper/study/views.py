@@ -28,7 +28,10 @@ def drop_views(connection: sa.Connection) -> None:
 
 
 def _trials(dialect: str) -> str:
-    params = ", ".join(f"{_json(dialect, 't.params', key, kind)} AS {key}" for key, kind in sorted(SEARCHABLE.items()))
+    quote = "`" if dialect == "mysql" else ""  # `rank` is a word of its own there
+    params = ", ".join(
+        f"{_json(dialect, 't.params', key, kind)} AS {quote}{key}{quote}" for key, kind in sorted(SEARCHABLE.items())
+    )
     return f"""
         SELECT t.study, t.number AS trial, t.state, t.value, t.reason, t.source, {params},
                t.budget AS full_examples, t.examples, t.nominal, t.step, t.attempt + 1 AS attempts,
@@ -52,19 +55,25 @@ def _reports(dialect: str) -> str:
 
 def _decisions(dialect: str) -> str:
     return f"""
-        SELECT study, number AS trial, attempt, nominal, action, reason, pruner, value, cutoff, rank AS ranking, compared,
-               {_time(dialect, "time_ms")} AS time
-        FROM swp_decisions"""
+        SELECT d.study, d.number AS trial, d.attempt, d.nominal, d.action, d.reason, d.pruner, d.value, d.cutoff,
+               d.rank AS ranking, d.compared, {_time(dialect, "d.time_ms")} AS time
+        FROM swp_decisions d"""
 
 
 def _json(dialect: str, column: str, key: str, kind: str) -> str:
     if dialect == "postgresql":
         cast = {"float": "::double precision", "int": "::bigint"}.get(kind, "")
         return f"(({column})::json ->> '{key}'){cast}"
+    if dialect == "mysql":
+        text = f"NULLIF(JSON_UNQUOTE(JSON_EXTRACT({column}, '$.{key}')), 'null')"
+        return {"float": f"{text} + 0e0", "int": f"CAST({text} AS SIGNED)"}.get(kind, text)
     return f"json_extract({column}, '$.{key}')"
 
 
 def _time(dialect: str, column: str) -> str:
     if dialect == "postgresql":
         return f"to_char(to_timestamp({column} / 1000.0) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')"
+    if dialect == "mysql":
+        # FROM_UNIXTIME would answer in the session's time zone.
+        return f"CAST(TIMESTAMPADD(SECOND, {column} DIV 1000, TIMESTAMP '1970-01-01 00:00:00') AS CHAR)"
     return f"datetime({column} / 1000, 'unixepoch')"

@@ -1,4 +1,4 @@
-"""Databases for the study's tests: a real SQLite file and a real PostgreSQL server, started once (see the conftest above)."""
+"""Databases for the study's tests: an SQLite file, and real servers, PostgreSQL and MariaDB, started once (the conftest above)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from tests.support.mariadb import new_database
+
 _COUNT = itertools.count()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """URL of an empty database of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'study.db'}"
-    server: str = request.getfixturevalue("postgres")
     name = f"study_{next(_COUNT)}"
+    if request.param == "mariadb":
+        return new_database(request.getfixturevalue("mariadb"), name)
+    server: str = request.getfixturevalue("postgres")
     engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(sa.text(f"CREATE DATABASE {name}"))

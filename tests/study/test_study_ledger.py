@@ -274,10 +274,16 @@ def test_what_is_not_there_is_said_in_a_sentence(tmp_path: Path, sqlite: str) ->
     ("url", "words"),
     [
         ("no url at all", "no database URL"),
-        ("mysql://host/x", "allowed: sqlite, postgresql"),
+        ("mssql+pyodbc://host/x", "allowed: sqlite, postgresql, mysql, mariadb"),
+        ("oracle://host/x", "names a oracle database; allowed: "),
+        ("postgresql+asyncpg://host/x", "allowed for postgresql: psycopg, psycopg2, pg8000"),
+        ("mariadb+aiomysql://host/x", "allowed for mariadb: pymysql, mysqldb, mysqlconnector"),
         ("sqlite://", "in memory"),
         ("sqlite:////nowhere/at/all/study.db", "out of reach"),
         ("postgresql+psycopg://someone:hunter2@127.0.0.1:1/x", "out of reach"),
+        ("mysql://someone:hunter2@127.0.0.1:1/x", "out of reach"),
+        ("mariadb://someone@127.0.0.1:1/x?password=hunter2", "out of reach"),
+        ("mysql+mysqldb://someone:hunter2@127.0.0.1:1/x", "is not installed .*pip install 'mysqlclient'"),
     ],
 )
 def test_a_database_that_cannot_be_used_is_one_sentence_without_its_password(url: str, words: str) -> None:
