@@ -51,7 +51,8 @@ def parse_arrangement(text: str) -> Arrangement:
 class Pool:
     """The workers of one arrangement; a context manager. Raises RuntimeError with the worker's own words if it fails."""
 
-    def __init__(self, way: Arrangement, build: Build) -> None:
+    def __init__(self, way: Arrangement, build: Build, started: Callable[[list[int]], None] = lambda _: None) -> None:
+        """`started` is told the process ids as soon as there are any, before the workers build."""
         context = multiprocessing.get_context("spawn")
         barrier = context.Barrier(way.processes)
         self._pipes: list[Connection] = []
@@ -63,12 +64,8 @@ class Pool:
             other.close()
             self._pipes.append(mine)
             self._workers.append(worker)
+        started([worker.pid for worker in self._workers if worker.pid is not None])
         self._answers()
-
-    @property
-    def pids(self) -> list[int]:
-        """Process ids of the workers."""
-        return [worker.pid for worker in self._workers if worker.pid is not None]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """What `method` returned in each worker."""
