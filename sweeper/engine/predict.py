@@ -31,7 +31,8 @@ _ROWS = 16  # prompts read together
 class Predictor:
     """The model in `model_dir` (a base, or one that was fully fine-tuned), with the PEFT adapter in `adapter_dir` if given.
 
-    Raises ModelError if either is incomplete or the adapter does not fit the model.
+    `base` is how the base's linear layers are stored under an adapter, for the numbers that the trial had. Raises ModelError if
+    either is incomplete or the adapter does not fit the model.
     """
 
     def __init__(
@@ -42,11 +43,14 @@ class Predictor:
         threads: int = 1,
         dtype: str = "fp32",
         trust_remote_code: bool = False,
+        base: str = "full",
     ) -> None:
         torch.set_num_threads(threads)
         check_folder(model_dir)
         method = "full" if adapter_dir is None else "lora"
-        training = TrainingSpec.model_validate({"method": method, "dtype": dtype, "chunk_tokens": 1024, "max_length": 1024})
+        training = TrainingSpec.model_validate(
+            {"method": method, "dtype": dtype, "base": base, "chunk_tokens": 1024, "max_length": 1024}
+        )
         setup = EngineSetup(
             study="",
             model=str(model_dir),

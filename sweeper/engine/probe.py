@@ -40,14 +40,18 @@ def resolve_training(
 ) -> TrainingSpec:
     """`training` with dtype, max_length and chunk_tokens as numbers that hold for the whole study.
 
-    Raises ModelError for what this engine or model cannot do: stored bases, more layers than there are, targets that name no
-    layer, full fine-tuning with dropout on a model without dropout fields, rows longer than the context. `notice` is told in a
-    sentence each what was chosen where the user left it open: the dtype with what was measured, and that a model is not packed.
+    Raises ModelError for what this engine or model cannot do: a stored base where a model is not packed, more layers than there
+    are, targets that name no layer, full fine-tuning with dropout on a model without dropout fields, rows longer than the context.
+    `notice` is told in a sentence each what was chosen where the user left it open: the dtype with what was measured, and that a
+    model is not packed.
     """
     check_folder(model_dir)
     config = load_config(model_dir, trust_remote_code)
-    if training.base != "full":
-        raise ModelError(f"training.base is {training.base!r}, but this engine stores the base model only as 'full'; leave it out")
+    if training.base != "full" and not knows(config):
+        raise ModelError(
+            f"training.base is {training.base!r}, but {config.model_type} trains with transformers' own layers, which need the "
+            "base as it is; leave training.base out"
+        )
     model = skeleton(config, trust_remote_code)
     if training.method == "lora":
         resolve_targets(training.targets, config.model_type, linear_names(model), training.last_layers())

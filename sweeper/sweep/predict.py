@@ -100,6 +100,7 @@ class _Winner:
             None if full else adapter,
             dtype=self.training.dtype if self.training.dtype != "auto" else "fp32",
             trust_remote_code=self.spec.model.trust_remote_code,
+            base=self.training.base,
         )
 
     def columns_of_text(self, texts: Sequence[str]) -> Columns:

@@ -41,9 +41,11 @@ def padded_loss(model: Any, rows: list[TokenRow], smoothing: float) -> torch.Ten
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, label_smoothing=smoothing)
 
 
-def engine_steps(world: World, method: str, **params: Any) -> tuple[TrialEngine, list[float], list[list[int]], Path]:
+def engine_steps(
+    world: World, method: str, base: str = "full", **params: Any
+) -> tuple[TrialEngine, list[float], list[list[int]], Path]:
     """Losses and rows of each step of the engine, and the folder of the weights it began with."""
-    engine = world.engine(training={"method": method, "chunk_tokens": 40})
+    engine = world.engine(training={"method": method, "base": base, "chunk_tokens": 40})
     engine.admit(trial(examples=5 * STEPS, every=5 * STEPS, batch_size=5, label_smoothing=SMOOTHING, **params))
     running = engine._running[0]
     start = world.root / "start"
