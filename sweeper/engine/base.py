@@ -78,6 +78,10 @@ Event = Report | Ended
 class Engine(Protocol):
     """One device's trials. Not thread-safe."""
 
+    def capacity(self) -> Capacity:
+        """Slots in all and tokens that share a pass, as the setup says or as measured at the start."""
+        ...
+
     def available(self) -> int:
         """Free slots."""
         ...
@@ -91,9 +95,10 @@ class Engine(Protocol):
         ...
 
     def step(self) -> list[Event]:
-        """Does one bounded piece of work (one micro-step, or at most about 2 s of an evaluation) and says what came of it.
+        """Does one bounded piece of work (one pass over chunks of several trials, training or evaluating) and says what came of it.
 
-        A PROGRESS report of each trial comes at least every 2 s or every piece, whichever is longer. After a RUNG report the
+        A PROGRESS report of each trial comes at least every 2 s or every piece, whichever is longer; by count of pieces where the
+        setup is deterministic. After a RUNG report the
         trial is parked until `decide` is called for it. With all trials parked, or no trial, it returns [] at once.
         A trial that fails by itself (NaN, exploding loss) is an Ended with FAILED; nothing that a trial does raises here. What is
         no trial's fault does: ResourceError where the depot takes no more files, ModelError or DataError for a broken set-up.

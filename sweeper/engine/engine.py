@@ -3,6 +3,9 @@
 The scheduler decides whose turn it is, the net does the arithmetic, `trial.py` holds a trial's own rules; this file carries
 trials through their life: batch -> step -> (evaluation -> report -> decision) -> ... -> end. Nothing that a trial does raises
 out of `step`: it ends FAILED with its reason, and the others go on.
+Pieces end by count, never by the clock. The clock decides when a silent trial's PROGRESS is told and when a checkpoint between
+rungs is written; with `setup.deterministic` PROGRESS comes every PROGRESS_PIECES pieces, and such a checkpoint is named by the
+next report, so that the same calls give the same events (their times and those names aside).
 Does not know Ray, Optuna, or who drives it. Cost: its own work per piece is microseconds; a model and `slots` trials in memory.
 """
 
@@ -19,7 +22,7 @@ import torch
 
 from sweeper.data.tokens import TokenSet
 from sweeper.engine import evaluate
-from sweeper.engine.base import Ended, EngineSetup, Event
+from sweeper.engine.base import Capacity, Ended, EngineSetup, Event
 from sweeper.engine.batch import Batches
 from sweeper.engine.checkpoint import Checkpoint, Measured, Progress, load_checkpoint, save_checkpoint
 from sweeper.engine.memory import NO_ROOM, let_go, ran_out
@@ -29,7 +32,7 @@ from sweeper.engine.net import Net, build_net
 from sweeper.engine.outcomes import to_parquet
 from sweeper.engine.packed import Chunk
 from sweeper.engine.params import read_params
-from sweeper.engine.scheduler import Phase, Schedule, Scheduler
+from sweeper.engine.scheduler import Phase, Schedule, Scheduler, Work
 from sweeper.engine.seeds import mix
 from sweeper.engine.slots import Slots
 from sweeper.engine.trial import Running
@@ -37,6 +40,7 @@ from sweeper.errors import ModelError, SweeperError, TrialError, UserError
 from sweeper.records import Action, Decision, Depot, Ending, Report, ReportKind, TrialSpec
 
 PROGRESS_SECONDS = 1.0
+PROGRESS_PIECES = 8
 OUTCOMES_FILE = "rows.parquet"
 _KEPT_CHECKPOINTS = 2  # the driver may not know the newest yet
 
@@ -58,8 +62,10 @@ class TrialEngine:
         self._chunk_tokens = _number(setup.training.chunk_tokens, "chunk_tokens")
         self._net: Net = build_net(setup)
         self._vocabulary = int(_vocabulary(setup))
-        self._slots = Slots(setup.slots)
-        self._scheduler = Scheduler(self._chunk_tokens)
+        self._capacity = self._measure_capacity()
+        self._slots = Slots(self._capacity.slots)
+        self._scheduler = Scheduler(self._capacity.micro_tokens)
+        self._pieces = 0
         self._running: dict[int, Running] = {}
 
     def _decoder(self) -> tuple[Callable[[Sequence[int]], str] | None, list[str]]:
@@ -68,6 +74,21 @@ class TrialEngine:
             return None, []
         tokenizer = load_tokenizer(self._setup.model, self._setup.trust_remote_code)
         return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)), self._validation.references()
+
+    def _measure_capacity(self) -> Capacity:
+        """What the setup says; what it leaves open is measured, where more than one trial may share the model."""
+        setup, most = self._setup, self._net.most_slots
+        micro_tokens = setup.micro_tokens or self._chunk_tokens
+        if setup.slots > 0:
+            return Capacity(setup.slots, micro_tokens)
+        if most == 1:
+            return Capacity(1, micro_tokens, reason="this kind of trial needs the model for itself")
+        from sweeper.engine.capacity import plan_capacity
+
+        return plan_capacity(setup, self._net, self._train_data, self._validation)
+
+    def capacity(self) -> Capacity:
+        return self._capacity
 
     def available(self) -> int:
         return self._slots.available_size()
@@ -99,6 +120,7 @@ class TrialEngine:
             best_weights=_best(found),
             checkpointed=time.monotonic(),
             reported=time.monotonic(),
+            reported_piece=self._pieces,
         )
         if trial.resume_from:
             running.checkpoints.append(trial.resume_from)
@@ -107,26 +129,37 @@ class TrialEngine:
         self._next(running)
 
     def step(self) -> list[Event]:
+        if events := self._settle(self.trials()):  # numbers due at the same examples need no work
+            return events
         work = self._scheduler.schedule()
         if not work:
             return []
-        numbers = [work.evaluate] if work.evaluate is not None else list(dict.fromkeys(trial for trial, _ in work.chunks))
-        events: list[Event] = []
+        self._pieces += 1
         short = False
         try:
-            if work.evaluate is not None:
-                events += self._evaluate(self._running[work.evaluate])
-            else:
-                self._train(work.chunks)
+            self._do(work)
         except Exception as error:
             short = ran_out(error)
-            events += [] if short else [self._failed(number, error) for number in numbers]
+            events += [] if short else [self._failed(number, error) for number in work.trials()]
         if short:  # outside the handler, whose error still holds what the failed pass allocated
-            events += self._again_with_less(work, numbers)
+            events += self._again_with_less(work)
+        return events + self._settle(work.trials()) + self._progress()
+
+    def _settle(self, numbers: Sequence[int]) -> list[Event]:
+        """What follows for those of `numbers` whose batch or evaluation is complete: a step, a report, an end."""
+        events: list[Event] = []
         for number in numbers:
-            if number in self._running and self._running[number].batch is not None:
-                events += self._complete_batch(number)
-        return events + self._progress()
+            running = self._running.get(number)
+            if running is None or self._scheduler.phase(number) is not Phase.WAITING:
+                continue
+            try:
+                if running.batch is not None:
+                    events += self._complete_batch(running)
+                elif running.evaluation is not None and running.progress.due:
+                    events += self._complete_evaluation(running)
+            except Exception as error:
+                events.append(self._failed(number, error))
+        return events
 
     def decide(self, decision: Decision) -> list[Ended]:
         running = self._running.get(decision.trial)
@@ -156,14 +189,36 @@ class TrialEngine:
         return self._end(running, Ending.PREEMPTED, checkpoint=name)
 
     def _next(self, running: Running) -> None:
-        """An idle trial goes on: to an evaluation that is due, else to its next batch."""
+        """A waiting trial goes on: to an evaluation that is due, else to its next batch."""
         number = running.spec.number
-        if running.progress.due:
-            self._scheduler.evaluate(number)
+        if not running.progress.due:
+            running.batch = running.batches.at(running.progress.examples)
+            running.losses = {}
+            self._scheduler.offer(number, running.batch.sizes, rows=[len(chunk) for chunk in running.batch.chunks])
             return
-        running.batch = running.batches.at(running.progress.examples)
-        running.losses = {}
-        self._scheduler.offer(number, running.batch.sizes)
+        nominal = running.progress.due[0]
+        count = self._plan.full if running.is_final(nominal) or running.is_rung(nominal) else self._plan.between
+        if running.evaluation is None or running.evaluation.count != count:
+            running.evaluation, running.measured = self._begin_evaluation(running, count), None
+        if chunks := running.evaluation.offered():
+            rows = [len(chunk.rows) for chunk in chunks]
+            self._scheduler.offer(number, [chunk.tokens for chunk in chunks], chunks[0].work, rows)
+
+    def _do(self, work: Schedule) -> None:
+        """One pass over what is scheduled."""
+        if work.work is Work.TRAIN:
+            self._train(work.chunks)
+            return
+        began = time.monotonic()
+        asked: list[tuple[Running, evaluate.Evaluation]] = []
+        for number, _ in work.chunks:
+            running = self._running[number]
+            assert running.evaluation is not None
+            asked.append((running, running.evaluation))
+        evaluate.work(self._net, [evaluation for _, evaluation in asked])
+        seconds = time.monotonic() - began
+        for running, _ in asked:
+            running.progress.evaluate_seconds += seconds / len(asked)
 
     def _train(self, chosen: Sequence[tuple[int, int]]) -> None:
         """One micro-step: the chosen chunks forward and backward together."""
@@ -189,50 +244,49 @@ class TrialEngine:
             self._running[number].losses[index] = loss
             self._running[number].progress.train_seconds += seconds * size / sum(sizes)
 
-    def _again_with_less(self, work: Schedule, numbers: Sequence[int]) -> list[Event]:
+    def _again_with_less(self, work: Schedule) -> list[Event]:
         """Has a piece that did not fit into memory done again with less at once; a row that does not fit alone ends its trial.
 
         Gradients of half a pass cannot be told from those before it, so the trials' batches begin anew.
         """
         let_go()
-        if work.evaluate is not None:
-            running = self._running[work.evaluate]
-            log.warning("trial %d ran out of memory in an evaluation; it goes on with half the rows at once", work.evaluate)
-            fits = running.evaluation is not None and running.evaluation.halve()
-            return [] if fits else [self._end(running, Ending.FAILED, NO_ROOM)]
         alone = len(work.chunks) == 1
         if not alone:
             self._scheduler.halve()
         events: list[Event] = []
-        for number in numbers:
+        for number in work.trials():
             running = self._running[number]
-            assert running.batch is not None
-            if alone and not running.batches.halve(running.batch, work.chunks[0][1]):
+            what = "training" if work.work is Work.TRAIN else "an evaluation"
+            if alone and not self._cut(running, work):
                 events.append(self._end(running, Ending.FAILED, NO_ROOM))
                 continue
-            running.recut = running.recut or alone
-            log.warning("trial %d ran out of memory in training; its batch is done again with less at once", number)
-            running.row.gradient.zero_()
+            log.warning("trial %d ran out of memory in %s; what it was doing is done again with less at once", number, what)
+            if work.work is Work.TRAIN:
+                running.row.gradient.zero_()
             self._scheduler.withdraw(number)
             self._next(running)
         return events
 
-    def _complete_batch(self, number: int) -> list[Event]:
-        """Takes the optimizer step if every chunk of the trial's batch is done."""
-        running = self._running[number]
+    def _cut(self, running: Running, work: Schedule) -> bool:
+        """Halves the one chunk of `work`; False if it is a single row."""
+        if work.work is not Work.TRAIN:
+            return running.evaluation is not None and running.evaluation.halve()
         assert running.batch is not None
-        if len(running.losses) < len(running.batch.chunks):
-            return []
-        try:
-            self._optimize(running)
-        except Exception as error:
-            return [self._failed(number, error)]
+        cut = running.batches.halve(running.batch, work.chunks[0][1])
+        running.recut = running.recut or cut
+        return cut
+
+    def _complete_batch(self, running: Running) -> list[Event]:
+        """Takes the optimizer step."""
+        self._optimize(running)
         running.batch = None
         events: list[Event] = []
         if not running.progress.due and time.monotonic() - running.checkpointed >= self._setup.checkpoint_seconds:
-            events.append(
-                self._report(running, ReportKind.PROGRESS, running.progress.examples, checkpoint=self._checkpoint(running))
-            )
+            name = self._checkpoint(running)
+            if self._setup.deterministic:
+                running.untold = name
+            else:
+                events.append(self._report(running, ReportKind.PROGRESS, running.progress.examples, checkpoint=name))
         self._next(running)
         return events
 
@@ -252,25 +306,21 @@ class TrialEngine:
         running.measured = None
         running.progress.train_seconds += time.monotonic() - began
 
-    def _evaluate(self, running: Running) -> list[Event]:
-        """A piece of the evaluation that is due first; its report when it is done."""
+    def _complete_evaluation(self, running: Running) -> list[Event]:
+        """Goes on to what is to be decoded, else reports the evaluation that is due first."""
+        assert running.evaluation is not None
+        if not running.evaluation.done:
+            self._next(running)
+            return []
         began = time.monotonic()
         nominal = running.progress.due[0]
-        count = self._plan.full if running.is_final(nominal) or running.is_rung(nominal) else self._plan.between
-        if running.evaluation is None or running.evaluation.count != count:
-            running.evaluation, running.measured = self._begin_evaluation(running, count), None
-        if not running.evaluation.done:
-            running.evaluation.work()
-        if running.evaluation.done and running.measured is None:
+        if running.measured is None:
             running.measured = self._measure(running, nominal)
         running.progress.evaluate_seconds += time.monotonic() - began
-        if running.measured is None:
-            return []
         return self._evaluated(running, nominal)
 
     def _begin_evaluation(self, running: Running, count: int) -> evaluate.Evaluation:
         return evaluate.Evaluation(
-            self._net,
             running.slot,
             self._validation,
             count,
@@ -349,14 +399,19 @@ class TrialEngine:
     def _progress(self) -> list[Event]:
         """A PROGRESS report of every trial that was silent for a while, parked ones included."""
         now = time.monotonic()
-        silent = [r for r in self._running.values() if now - r.reported >= PROGRESS_SECONDS]
-        return [self._report(running, ReportKind.PROGRESS, running.progress.examples) for running in silent]
+        events: list[Event] = []
+        for running in self._running.values():
+            by_count = self._pieces - running.reported_piece >= PROGRESS_PIECES
+            if by_count if self._setup.deterministic else now - running.reported >= PROGRESS_SECONDS:
+                events.append(self._report(running, ReportKind.PROGRESS, running.progress.examples))
+        return events
 
     def _report(
         self, running: Running, kind: ReportKind, nominal: int, measured: Measured | None = None, checkpoint: str | None = None
     ) -> Report:
-        running.reported = time.monotonic()
-        return running.report(kind, nominal, self._setup.worker, measured, checkpoint)
+        running.reported, running.reported_piece = time.monotonic(), self._pieces
+        name, running.untold = checkpoint or running.untold, None
+        return running.report(kind, nominal, self._setup.worker, measured, name)
 
     def _failed(self, number: int, error: Exception) -> Ended:
         if isinstance(error, UserError):

@@ -22,13 +22,15 @@ from sweeper.engine.binding import Binding
 from sweeper.engine.dropout import seeded, set_dropout
 from sweeper.engine.export import save_model
 from sweeper.engine.optimizer import Row
-from sweeper.engine.packed import Chunk, LabelIds, PackedModel
+from sweeper.engine.packed import Chunk, LabelIds, PackedModel, Prompts
 from sweeper.engine.params import Params
 from sweeper.errors import ModelError
 
 
 class FullNet:
     """Implements `net.Net` with one slot."""
+
+    most_slots: int | None = 1
 
     def __init__(self, setup: EngineSetup) -> None:
         require_one_slot(setup, "full fine-tuning")
@@ -60,23 +62,24 @@ class FullNet:
         self._binding = None
 
     def train(self, chunks: Sequence[Chunk]) -> list[float]:
+        losses: list[float] = []
         try:
-            with seeded(chunks[0].seed, self._packed.device):
-                return self._packed.train(chunks, dropout=self._dropout > 0)
+            for chunk in chunks:  # one by one: the model's own dropout draws, and sums of gradients, run over a whole pass
+                with seeded(chunk.seed, self._packed.device):
+                    losses += self._packed.train([chunk], dropout=self._dropout > 0)
+            return losses
         finally:
             # After a failure as well: whoever tries again clears the row, and nothing may be left beside it.
             self._bound().collect()
 
-    def losses(self, slot: int, rows: Sequence[TokenRow]) -> list[tuple[float, int]]:
-        return self._packed.losses(slot, rows)
+    def losses(self, asked: Sequence[tuple[int, Sequence[TokenRow]]]) -> list[list[tuple[float, int]]]:
+        return self._packed.losses(asked)
 
-    def score(self, slot: int, prompts: Sequence[npt.NDArray[np.int32]], labels: LabelIds) -> npt.NDArray[np.float32]:
-        return self._packed.score(slot, prompts, labels)
+    def score(self, asked: Sequence[tuple[int, Prompts]], labels: LabelIds) -> list[npt.NDArray[np.float32]]:
+        return self._packed.score(asked, labels)
 
-    def decode(
-        self, slot: int, prompts: Sequence[npt.NDArray[np.int32]], max_new_tokens: int, end_id: int | None
-    ) -> list[list[int]]:
-        return self._packed.decode(slot, prompts, max_new_tokens, end_id)
+    def decode(self, asked: Sequence[tuple[int, Prompts]], max_new_tokens: int, end_id: int | None) -> list[list[list[int]]]:
+        return self._packed.decode(asked, max_new_tokens, end_id)
 
     def export(self, slot: int) -> Mapping[str, bytes]:
         return model_files(self._packed.model, self._folder)
@@ -89,7 +92,7 @@ class FullNet:
 
 def require_one_slot(setup: EngineSetup, what: str) -> None:
     """Raises ModelError if the setup asks for several slots or a stored base, where every trial needs the model for itself."""
-    if setup.slots != 1:
+    if setup.slots not in (0, 1):
         raise ModelError(f"{what} trains one trial per worker, but {setup.slots} slots were asked for; use executor.kind: tune")
     if setup.training.base != "full":
         raise ModelError(f"training.base is {setup.training.base!r}, but {what} needs the base as it is; leave training.base out")

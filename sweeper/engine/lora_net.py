@@ -23,7 +23,7 @@ from sweeper.engine.frozen import freeze
 from sweeper.engine.lora import Adapter, LoraLinear, dropout_level, initial_bound
 from sweeper.engine.model import linear_names
 from sweeper.engine.optimizer import Row, views
-from sweeper.engine.packed import Chunk, LabelIds, PackedModel
+from sweeper.engine.packed import Chunk, LabelIds, PackedModel, Prompts
 from sweeper.engine.params import Params
 from sweeper.engine.prefix import open_prefix
 from sweeper.engine.seeds import mix
@@ -39,6 +39,8 @@ class _Placed:
 
 class LoraNet:
     """Implements `net.Net` with any number of slots."""
+
+    most_slots: int | None = None
 
     def __init__(self, setup: EngineSetup) -> None:
         training = setup.training
@@ -64,8 +66,8 @@ class LoraNet:
         return layers
 
     def place(self, slot: int, params: Params, seed: int) -> Row:
-        paths = resolve_targets(params.targets, self._packed.model.config.model_type, list(self._layers), self._last)
-        row = Row(sum(sum(a * b for a, b in self._shapes(path, params.rank)) for path in paths), self._packed.device)
+        paths = self.paths(params)
+        row = Row(self.trainable(params), self._packed.device)
         placed = self._placed[slot] = _Placed(params, paths, row)
         self._draw(placed, seed)
         self._bind(slot, placed)
@@ -81,16 +83,14 @@ class LoraNet:
     def train(self, chunks: Sequence[Chunk]) -> list[float]:
         return self._packed.train(chunks, dropout=False)
 
-    def losses(self, slot: int, rows: Sequence[TokenRow]) -> list[tuple[float, int]]:
-        return self._packed.losses(slot, rows)
+    def losses(self, asked: Sequence[tuple[int, Sequence[TokenRow]]]) -> list[list[tuple[float, int]]]:
+        return self._packed.losses(asked)
 
-    def score(self, slot: int, prompts: Sequence[npt.NDArray[np.int32]], labels: LabelIds) -> npt.NDArray[np.float32]:
-        return self._packed.score(slot, prompts, labels)
+    def score(self, asked: Sequence[tuple[int, Prompts]], labels: LabelIds) -> list[npt.NDArray[np.float32]]:
+        return self._packed.score(asked, labels)
 
-    def decode(
-        self, slot: int, prompts: Sequence[npt.NDArray[np.int32]], max_new_tokens: int, end_id: int | None
-    ) -> list[list[int]]:
-        return self._packed.decode(slot, prompts, max_new_tokens, end_id)
+    def decode(self, asked: Sequence[tuple[int, Prompts]], max_new_tokens: int, end_id: int | None) -> list[list[list[int]]]:
+        return self._packed.decode(asked, max_new_tokens, end_id)
 
     def export(self, slot: int) -> Mapping[str, bytes]:
         placed = self._placed[slot]
@@ -106,6 +106,25 @@ class LoraNet:
         for i, path in enumerate(placed.paths):
             flat[2 * i].copy_(pairs[path][0])
             flat[2 * i + 1].copy_(pairs[path][1])
+
+    @property
+    def packed(self) -> PackedModel:
+        """The base model, for those that measure it."""
+        return self._packed
+
+    @property
+    def depth(self) -> int:
+        """Layers that a pass of training goes through: the last ones, where the others' results are kept."""
+        every = len(self._packed.model.base_model.layers)
+        return every if self._packed.prefix is None or self._last is None else self._last
+
+    def paths(self, params: Params) -> tuple[str, ...]:
+        """Paths of the layers that a trial's adapter would stand in. Raises ModelError if its targets name none."""
+        return resolve_targets(params.targets, self._packed.model.config.model_type, list(self._layers), self._last)
+
+    def trainable(self, params: Params) -> int:
+        """Numbers that such a trial trains."""
+        return sum(a * b for path in self.paths(params) for a, b in self._shapes(path, params.rank))
 
     def nbytes(self) -> int:
         """Bytes of the frozen linear layers."""

@@ -16,12 +16,17 @@ import numpy.typing as npt
 from sweeper.data.tokens import TokenRow
 from sweeper.engine.base import EngineSetup
 from sweeper.engine.optimizer import Row
-from sweeper.engine.packed import Chunk, LabelIds
+from sweeper.engine.packed import Chunk, LabelIds, Prompts
 from sweeper.engine.params import Params
 
 
 class Net(Protocol):
-    """A base model with room for trials. Not thread-safe."""
+    """A base model with room for trials. Not thread-safe.
+
+    What is asked for several slots at once shares a pass where the net can, and gives each the same bits as asked alone.
+    """
+
+    most_slots: int | None  # trials at once; None: as many as memory has room for
 
     def place(self, slot: int, params: Params, seed: int) -> Row:
         """Puts a new trial's weights, drawn from `seed`, into `slot`. Raises ModelError if its targets name no layer."""
@@ -39,18 +44,16 @@ class Net(Protocol):
         """Adds the gradients of `chunks` to their rows; returns each chunk's weighted loss."""
         ...
 
-    def losses(self, slot: int, rows: Sequence[TokenRow]) -> list[tuple[float, int]]:
-        """Summed -log p over the target tokens, and their number, of each row."""
+    def losses(self, asked: Sequence[tuple[int, Sequence[TokenRow]]]) -> list[list[tuple[float, int]]]:
+        """Summed -log p over the target tokens, and their number, of each row; for each (slot, rows) asked."""
         ...
 
-    def score(self, slot: int, prompts: Sequence[npt.NDArray[np.int32]], labels: LabelIds) -> npt.NDArray[np.float32]:
-        """log p of every label (its end token included) after every prompt, float32 [rows, labels]."""
+    def score(self, asked: Sequence[tuple[int, Prompts]], labels: LabelIds) -> list[npt.NDArray[np.float32]]:
+        """log p of every label (its end token included) after every prompt, float32 [rows, labels] for each (slot, rows) asked."""
         ...
 
-    def decode(
-        self, slot: int, prompts: Sequence[npt.NDArray[np.int32]], max_new_tokens: int, end_id: int | None
-    ) -> list[list[int]]:
-        """Greedy continuation of each prompt, ending before `end_id`."""
+    def decode(self, asked: Sequence[tuple[int, Prompts]], max_new_tokens: int, end_id: int | None) -> list[list[list[int]]]:
+        """Greedy continuation of each prompt, ending before `end_id`; for each (slot, rows) asked."""
         ...
 
     def export(self, slot: int) -> Mapping[str, bytes]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from sweeper.engine.model import load_model, recompute_activations
 from sweeper.engine.prefix import Prefix
 
 LabelIds = Sequence[Sequence[int]]
+Prompts = Sequence[npt.NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
@@ -82,24 +84,26 @@ class PackedModel:
         return [float(part.double().sum().item()) for part in torch.split(losses.detach(), per_chunk)]
 
     @torch.no_grad()
-    def losses(self, slot: int, rows: Sequence[TokenRow]) -> list[tuple[float, int]]:
-        """Summed -log p over the target tokens, and their number, of each row."""
-        layout = build([Part(slot, [RowInput(row.ids) for row in rows])], self.device)
-        places, targets, counts = _targets(layout, rows)
+    def losses(self, asked: Sequence[tuple[int, Sequence[TokenRow]]]) -> list[list[tuple[float, int]]]:
+        """Summed -log p over the target tokens, and their number, of each row; for each (slot, rows) asked."""
+        layout = build([Part(slot, [RowInput(row.ids) for row in rows]) for slot, rows in asked], self.device)
+        places, targets, counts = _targets(layout, [row for _, rows in asked for row in rows])
         values = target_log_probs(self._read(layout)[places.to(self.device)], self.head, targets.to(self.device))
-        return [(-float(part.double().sum().item()), len(part)) for part in torch.split(values, counts)]
+        out = iter([(-float(part.double().sum().item()), len(part)) for part in torch.split(values, counts)])
+        return [[next(out) for _ in rows] for _, rows in asked]
 
     @torch.no_grad()
-    def score(self, slot: int, prompts: Sequence[npt.NDArray[np.int32]], labels: LabelIds) -> npt.NDArray[np.float32]:
-        """Sum of log p(label token | prompt, earlier label tokens) of every label, float32 [rows, labels].
+    def score(self, asked: Sequence[tuple[int, Prompts]], labels: LabelIds) -> list[npt.NDArray[np.float32]]:
+        """Sum of log p(label token | prompt, earlier label tokens) of every label, float32 [rows, labels]; for each (slot, rows).
 
         `labels` end with the end token; without it a label that begins another would always win. Each prompt is read once,
         with one branch per label: all its tokens but the last, whose own prediction is not asked.
         """
+        prompts = [prompt for _, rows in asked for prompt in rows]
         tails = np.concatenate([np.asarray(label[:-1], np.int32) for label in labels]).astype(np.int32)
         branches = tuple(len(label) - 1 for label in labels)
-        inputs = [RowInput(np.concatenate([prompt, tails]), branches if sum(branches) else ()) for prompt in prompts]
-        layout = build([Part(slot, inputs)], self.device)
+        inputs = iter([RowInput(np.concatenate([prompt, tails]), branches if sum(branches) else ()) for prompt in prompts])
+        layout = build([Part(slot, [next(inputs) for _ in rows]) for slot, rows in asked], self.device)
         places: list[int] = []
         for start, prompt in zip(layout.starts, prompts, strict=True):
             stem = start + len(prompt)
@@ -107,33 +111,50 @@ class PackedModel:
             for length in branches:
                 places += [stem - 1, *range(at, at + length)]
                 at += length
-        targets = torch.tensor([token for _ in prompts for label in labels for token in label], device=self.device)
+        targets = torch.tensor([token for label in labels for token in label], device=self.device).repeat(len(prompts))
         index = torch.tensor(places, device=self.device)
-        values = target_log_probs(self._read(layout)[index], self.head, targets).double()
-        sums = [float(part.sum().item()) for part in torch.split(values, [len(label) for _ in prompts for label in labels])]
-        return np.array(sums, np.float32).reshape(len(prompts), len(labels))
+        values = target_log_probs(self._read(layout)[index], self.head, targets).double().cpu().numpy()
+        ends = np.cumsum([0, *(len(label) for label in labels)])
+        scores = np.add.reduceat(values.reshape(len(prompts), -1), ends[:-1], axis=1).astype(np.float32)
+        return np.split(scores, np.cumsum([len(rows) for _, rows in asked])[:-1])
 
     @torch.no_grad()
-    def decode(
-        self, slot: int, prompts: Sequence[npt.NDArray[np.int32]], max_new_tokens: int, end_id: int | None
-    ) -> list[list[int]]:
-        """Greedy continuation of each prompt: at most `max_new_tokens` tokens, ending before `end_id`."""
-        cache = RowCache([len(prompt) + max_new_tokens for prompt in prompts])
-        out: list[list[int]] = [[] for _ in prompts]
-        inputs = [RowInput(prompt) for prompt in prompts]
-        for step in range(max_new_tokens):
-            layout = build([Part(slot, inputs)], self.device, cache)
+    def decode(self, asked: Sequence[tuple[int, Prompts]], max_new_tokens: int, end_id: int | None) -> list[list[list[int]]]:
+        """Greedy continuation of each prompt: at most `max_new_tokens` tokens, ending before `end_id`; for each (slot, rows).
+
+        Prompts are read slot by slot, as many tokens at once as for a slot alone; then all rows go on together.
+        """
+        cache = RowCache([len(prompt) + max_new_tokens for _, rows in asked for prompt in rows])
+        owner = [part for part, (_, rows) in enumerate(asked) for _ in rows]
+        out: list[list[int]] = [[] for _ in owner]
+
+        def step(going: Sequence[int], inputs: Sequence[RowInput]) -> list[int]:
+            """Feeds each row in `going`; those whose next token does not end them."""
+            cache.active = list(going)
+            parts = [
+                Part(asked[part][0], [row for _, row in rows])
+                for part, rows in groupby(zip(going, inputs, strict=True), key=lambda pair: owner[pair[0]])
+            ]
+            layout = build(parts, self.device, cache)
             ends = [start + len(row.ids) - 1 for start, row in zip(layout.starts, inputs, strict=True)]
             chosen = best_tokens(self._read(layout)[torch.tensor(ends, device=self.device)], self.head).tolist()
             cache.advance([len(row.ids) for row in inputs])
-            going = [(row, token) for row, token in zip(cache.active, chosen, strict=True) if token != end_id]
-            for row, token in going:
+            left = [(row, token) for row, token in zip(going, chosen, strict=True) if token != end_id]
+            for row, token in left:
                 out[row].append(token)
-            if not going or step == max_new_tokens - 1:
+            return [row for row, _ in left]
+
+        going: list[int] = []
+        first = 0
+        for _, rows in asked if max_new_tokens > 0 else ():
+            going += step(range(first, first + len(rows)), [RowInput(prompt) for prompt in rows])
+            first += len(rows)
+        for _ in range(max_new_tokens - 1):
+            if not going:
                 break
-            cache.active = [row for row, _ in going]
-            inputs = [RowInput(np.array([token], np.int32), start=cache.lengths[row]) for row, token in going]
-        return out
+            going = step(going, [RowInput(np.array(out[row][-1:], np.int32), start=cache.lengths[row]) for row in going])
+        answers = iter(out)
+        return [[next(answers) for _ in rows] for _, rows in asked]
 
     def _read(self, layout: Layout) -> Tensor:
         """Hidden states [T, d] in eval mode."""

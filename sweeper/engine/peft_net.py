@@ -27,7 +27,7 @@ from sweeper.engine.export import adapter_files
 from sweeper.engine.full import model_files, require_one_slot
 from sweeper.engine.model import linear_names, load_model, recompute_activations
 from sweeper.engine.optimizer import Row
-from sweeper.engine.packed import Chunk, LabelIds
+from sweeper.engine.packed import Chunk, LabelIds, Prompts
 from sweeper.engine.params import Params
 from sweeper.engine.seeds import mix
 from sweeper.engine.targets import resolve_targets
@@ -37,6 +37,8 @@ _ADAPTER = "default"
 
 class PlainNet:
     """Implements `net.Net` with one slot."""
+
+    most_slots: int | None = 1
 
     def __init__(self, setup: EngineSetup) -> None:
         require_one_slot(setup, "a model that the packed engine does not know")
@@ -114,25 +116,32 @@ class PlainNet:
             self._bound().collect()
         return losses
 
+    def losses(self, asked: Sequence[tuple[int, Sequence[TokenRow]]]) -> list[list[tuple[float, int]]]:
+        return [self._losses(rows) for _, rows in asked]
+
     @torch.no_grad()
-    def losses(self, slot: int, rows: Sequence[TokenRow]) -> list[tuple[float, int]]:
+    def _losses(self, rows: Sequence[TokenRow]) -> list[tuple[float, int]]:
         self._model.eval()
         logits, targets = self._targets(rows)
         values = F.cross_entropy(logits, targets, reduction="none").double()
         counts = [int(np.count_nonzero(row.target[1:])) for row in rows]
         return [(float(part.sum()), len(part)) for part in torch.split(values, counts)]
 
-    def score(self, slot: int, prompts: Sequence[npt.NDArray[np.int32]], labels: LabelIds) -> npt.NDArray[np.float32]:
+    def score(self, asked: Sequence[tuple[int, Prompts]], labels: LabelIds) -> list[npt.NDArray[np.float32]]:
+        return [self._score(prompts, labels) for _, prompts in asked]
+
+    def _score(self, prompts: Prompts, labels: LabelIds) -> npt.NDArray[np.float32]:
         out = np.empty((len(prompts), len(labels)), np.float32)
         for i, prompt in enumerate(prompts):
             rows = [_completed(prompt, label) for label in labels]
-            out[i] = [-loss for loss, _ in self.losses(slot, rows)]
+            out[i] = [-loss for loss, _ in self._losses(rows)]
         return out
 
+    def decode(self, asked: Sequence[tuple[int, Prompts]], max_new_tokens: int, end_id: int | None) -> list[list[list[int]]]:
+        return [self._decode(prompts, max_new_tokens, end_id) for _, prompts in asked]
+
     @torch.no_grad()
-    def decode(
-        self, slot: int, prompts: Sequence[npt.NDArray[np.int32]], max_new_tokens: int, end_id: int | None
-    ) -> list[list[int]]:
+    def _decode(self, prompts: Prompts, max_new_tokens: int, end_id: int | None) -> list[list[int]]:
         self._model.eval()
         longest = max(len(prompt) for prompt in prompts)
         ids = torch.zeros(len(prompts), longest, dtype=torch.long)

@@ -85,13 +85,13 @@ class Predictor:
 
         `label_ids` are each label's tokens, its end token included (TokenInfo.label_ids).
         """
-        parts = [self._net.score(0, part, label_ids) for part in _batches(prompts)]
+        parts = [self._net.score([(0, part)], label_ids)[0] for part in _batches(prompts)]
         scores = np.concatenate(parts) if parts else np.empty((0, len(label_ids)), np.float32)
         return scores.argmax(1).astype(np.int32), scores
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, end_id: int | None) -> list[list[int]]:
         """Greedy continuation of each prompt, at most `max_new_tokens` tokens, ending before `end_id`."""
-        return [tokens for part in _batches(prompts) for tokens in self._net.decode(0, part, max_new_tokens, end_id)]
+        return [tokens for part in _batches(prompts) for tokens in self._net.decode([(0, part)], max_new_tokens, end_id)[0]]
 
 
 def _load(net: LoraNet | PlainNet, config: dict[str, object], pairs: dict[str, tuple[Tensor, Tensor]], folder: Path) -> None:

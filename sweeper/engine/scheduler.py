@@ -1,59 +1,95 @@
-"""Which trials work in the next piece: whole chunks under a token budget. Decides and returns a record; the engine obeys.
+"""Which trials work in the next piece: whole chunks under a budget. Decides and returns a record; the engine obeys.
 
 Each trial in a slot is in one phase:
 
-        add            offer(chunk sizes)                       evaluate()
-    ────────> IDLE ───────────────────────> TRAINING ──> IDLE ─────────────> EVALUATING ──> IDLE
-                                                                              park() <──> unpark()
+        add             offer(chunk sizes, work)         its last chunk is scheduled, or withdraw
+    ────────> WAITING ───────────────────────> RUNNING ───────────────────────────────────────> WAITING
+                 ^ │ park                         │
+          unpark │ v                              │ park: what was offered is withdrawn
+                PARKED <──────────────────────────┘
 
-A piece is one micro-step of training (chunks of as many trials as fit) or a part of one trial's evaluation. The trial that was
-served longest ago comes first. A trial's chunks go in order, and are never cut here: what a trial computes must not depend
-on its neighbours. A chunk over the budget goes alone.
-Knows nothing of torch, rows or losses. `schedule` costs microseconds for a handful of trials.
+WAITING waits for the engine to offer its next batch or evaluation; RUNNING for its turn; PARKED for a decision, holding its slot.
+A paused trial, like a finished one, has left its slot: it is removed here, and added again when it goes on, here or elsewhere.
+
+A piece is one pass over chunks of as many trials as fit, all of one kind of work: training, reading rows (losses or label
+scores), or decoding. Promises, each tested over random histories:
+- a chunk is never cut: what a trial computes must not depend on its neighbours;
+- a trial's chunks go in order, each exactly once;
+- a piece stays within the token budget and the row budget; a chunk over either goes alone;
+- the trial that was served longest ago comes first, and its work is the piece's. So no RUNNING trial waits for more pieces than
+  there are other trials in slots, and training and evaluation take turns by who was served longest ago;
+- a parked trial is never served.
+Knows nothing of torch, rows or losses, nor of a clock: the same calls give the same schedules, so whoever simulates an engine
+drives this very class. `schedule` costs microseconds for a handful of trials.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 
 class Phase(enum.Enum):
-    """What a trial in a slot waits for: IDLE the engine, TRAINING its turn, EVALUATING its turn, PARKED a decision."""
+    """What a trial in a slot waits for; the life cycle is drawn above."""
 
-    IDLE = "idle"
-    TRAINING = "training"
-    EVALUATING = "evaluating"
+    WAITING = "waiting"
+    RUNNING = "running"
     PARKED = "parked"
+
+
+class Work(enum.Enum):
+    """What a pass does with its chunks."""
+
+    TRAIN = "train"
+    READ = "read"
+    DECODE = "decode"
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """The next piece: chunks to train together as (trial, index of its chunk), or one trial to evaluate, or nothing."""
+    """The next piece: chunks to do together as (trial, place of the chunk in what it offered); none if there is nothing to do."""
 
     chunks: tuple[tuple[int, int], ...] = ()
-    evaluate: int | None = None
+    work: Work = Work.TRAIN
 
     def __bool__(self) -> bool:
-        return bool(self.chunks) or self.evaluate is not None
+        return bool(self.chunks)
+
+    def trials(self) -> list[int]:
+        """Whose chunks these are, each named once."""
+        return list(dict.fromkeys(trial for trial, _ in self.chunks))
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    place: int
+    tokens: int
+    rows: int
 
 
 @dataclass
 class _Entry:
-    phase: Phase = Phase.IDLE
-    chunks: deque[tuple[int, int]] = field(default_factory=deque)  # (index, tokens), not yet scheduled
+    phase: Phase = Phase.WAITING
+    work: Work = Work.TRAIN
+    chunks: deque[_Chunk] = field(default_factory=deque)  # not yet scheduled
 
 
 class Scheduler:
-    """Phases of the trials in slots, and whose turn it is."""
+    """Phases of the trials in slots, and whose turn it is. `row_budget` None: no bound but the tokens'."""
 
-    def __init__(self, token_budget: int) -> None:
-        if token_budget < 1:
-            raise ValueError(f"token_budget is {token_budget}, but must be >= 1")
+    def __init__(self, token_budget: int, row_budget: int | None = None) -> None:
+        if token_budget < 1 or (row_budget is not None and row_budget < 1):
+            raise ValueError(f"the budgets are {token_budget} tokens and {row_budget} rows, but must be >= 1")
         self._budget = token_budget
+        self._row_budget = row_budget
         self._entries: dict[int, _Entry] = {}  # in the order of turns: the first was served longest ago
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens of a piece, unless a single chunk has more."""
+        return self._budget
 
     def add(self, trial: int) -> None:
         """A trial entered a slot. Raises ValueError if it is in one already."""
@@ -73,68 +109,63 @@ class Scheduler:
         """Numbers of the trials in slots, parked ones included, in rising order."""
         return sorted(self._entries)
 
-    def offer(self, trial: int, sizes: Sequence[int]) -> None:
-        """The trial's next batch, as tokens of each chunk."""
+    def offer(self, trial: int, sizes: Sequence[int], work: Work = Work.TRAIN, rows: Sequence[int] | None = None) -> None:
+        """The trial's next batch or evaluation, as tokens (and rows, one each unless given) of each chunk.
+
+        Raises ValueError if it offers nothing, still has chunks left, or is parked.
+        """
         entry = self._entries[trial]
-        if entry.chunks or not sizes:
-            raise ValueError(f"trial {trial} offers {len(sizes)} chunks while {len(entry.chunks)} are left")
-        entry.phase = Phase.TRAINING
-        entry.chunks.extend(enumerate(sizes))
+        if entry.phase is not Phase.WAITING or not sizes:
+            raise ValueError(f"trial {trial} is {entry.phase.value} with {len(entry.chunks)} chunks left and offers {len(sizes)}")
+        counts = [1] * len(sizes) if rows is None else rows
+        entry.phase, entry.work = Phase.RUNNING, work
+        entry.chunks.extend(_Chunk(i, tokens, count) for i, (tokens, count) in enumerate(zip(sizes, counts, strict=True)))
 
     def withdraw(self, trial: int) -> None:
-        """Takes back what is left of the trial's batch."""
+        """Takes back what is left of the trial's offer."""
         self._entries[trial].chunks.clear()
-        self._entries[trial].phase = Phase.IDLE
+        self._entries[trial].phase = Phase.WAITING
 
     def halve(self) -> None:
-        """Half the tokens a micro-step from now on; a chunk over the budget still goes alone."""
+        """Half the budgets from now on; a chunk over them still goes alone."""
         self._budget = max(1, self._budget // 2)
-
-    def evaluate(self, trial: int) -> None:
-        """The trial is to be evaluated next, piece by piece, until its phase changes."""
-        self._entries[trial].phase = Phase.EVALUATING
+        if self._row_budget is not None:
+            self._row_budget = max(1, self._row_budget // 2)
 
     def park(self, trial: int) -> None:
-        """The trial waits for a decision."""
+        """The trial waits for a decision; what it offered is withdrawn."""
+        self.withdraw(trial)
         self._entries[trial].phase = Phase.PARKED
 
     def unpark(self, trial: int) -> None:
-        """The trial may go on; IDLE until the engine says with what."""
-        self._entries[trial].phase = Phase.IDLE
+        """The trial may go on; WAITING until the engine says with what."""
+        self._entries[trial].phase = Phase.WAITING
 
     def schedule(self) -> Schedule:
-        """The next piece; falsy if every trial is parked or there is none. What it names counts as served."""
-        for trial, entry in self._entries.items():
-            if entry.phase is Phase.EVALUATING:
-                self._served([trial])
-                return Schedule(evaluate=trial)
-            if entry.phase is Phase.TRAINING:
-                return self._pack()
-        return Schedule()
+        """The next piece; falsy if no trial is RUNNING. What it names counts as served."""
+        first = next((entry for entry in self._entries.values() if entry.phase is Phase.RUNNING), None)
+        if first is None:
+            return Schedule()
+        chosen = Schedule(tuple(self._fill(first.work)), first.work)
+        for trial in chosen.trials():
+            entry = self._entries[trial] = self._entries.pop(trial)
+            if not entry.chunks:
+                entry.phase = Phase.WAITING
+        return chosen
 
-    def _pack(self) -> Schedule:
-        """One chunk of each trial in turn, again and again, while they fit."""
-        chosen: list[tuple[int, int]] = []
-        room = self._budget
-        open_trials = [trial for trial, entry in self._entries.items() if entry.phase is Phase.TRAINING]
-        while open_trials:
-            still: list[int] = []
-            for trial in open_trials:
-                entry = self._entries[trial]
-                index, tokens = entry.chunks[0]
-                if tokens > room and chosen:
-                    continue
-                entry.chunks.popleft()
-                chosen.append((trial, index))
-                room -= tokens
-                if entry.chunks:
-                    still.append(trial)
-                else:
-                    entry.phase = Phase.IDLE
-            open_trials = still
-        self._served(dict.fromkeys(trial for trial, _ in chosen))
-        return Schedule(chunks=tuple(chosen))
-
-    def _served(self, trials: Sequence[int] | dict[int, None]) -> None:
-        for trial in trials:
-            self._entries[trial] = self._entries.pop(trial)
+    def _fill(self, work: Work) -> Iterable[tuple[int, int]]:
+        """One chunk of each trial with this work in turn, again and again, while they fit."""
+        tokens, rows = self._budget, self._row_budget
+        nothing = True
+        turn = deque((trial, e.chunks) for trial, e in self._entries.items() if e.phase is Phase.RUNNING and e.work is work)
+        while turn:
+            trial, chunks = turn.popleft()
+            chunk = chunks[0]
+            if not nothing and (chunk.tokens > tokens or (rows is not None and chunk.rows > rows)):
+                continue
+            yield trial, chunks.popleft().place
+            tokens -= chunk.tokens
+            rows = None if rows is None else rows - chunk.rows
+            nothing = False
+            if chunks:
+                turn.append((trial, chunks))

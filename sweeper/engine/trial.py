@@ -45,6 +45,8 @@ class Running:
     checkpoints: deque[str] = field(default_factory=deque)
     checkpointed: float = 0.0
     reported: float = 0.0
+    reported_piece: int = 0  # of the engine's count
+    untold: str | None = None  # a checkpoint that the next report is to name
     recut: bool = False  # memory did not suffice for the study's chunks
 
     @property

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from sweeper.engine.base import Ended, Engine, EngineSetup, Event
+from sweeper.engine.base import Capacity, Ended, Engine, EngineSetup, Event
 from sweeper.errors import TrialError
 from sweeper.records import Action, Decision, Depot, Ending, Outcome, ParamValue, Report, ReportKind, TrialSpec
 
@@ -69,7 +69,7 @@ class _Slot:
 
 
 class ReplayEngine:
-    """An `Engine` over recorded curves. `setup.slots` trials at once."""
+    """An `Engine` over recorded curves. `setup.slots` trials at once, one where that is left open."""
 
     def __init__(self, setup: EngineSetup, depot: Depot, curve: Curve, seconds: float, metric: str) -> None:
         self._setup = setup
@@ -79,9 +79,13 @@ class ReplayEngine:
         self._metric = metric
         self._slots: dict[int, _Slot] = {}
 
+    def capacity(self) -> Capacity:
+        """The setup's slots, one where it leaves them open; tokens mean nothing here."""
+        return Capacity(max(1, self._setup.slots), self._setup.micro_tokens or 1)
+
     def available(self) -> int:
         """Free slots."""
-        return self._setup.slots - len(self._slots)
+        return self.capacity().slots - len(self._slots)
 
     def trials(self) -> list[int]:
         """Numbers of the trials in slots."""
@@ -90,7 +94,7 @@ class ReplayEngine:
     def admit(self, trial: TrialSpec) -> None:
         """Puts a trial into a free slot, at its checkpoint if it has one. Raises TrialError if that is gone or no slot is free."""
         if self.available() < 1:
-            raise TrialError(f"trial {trial.number} finds no free slot; there are {self._setup.slots}")
+            raise TrialError(f"trial {trial.number} finds no free slot; there are {self.capacity().slots}")
         slot = _Slot(trial, left=self._seconds)
         if trial.resume_from is not None:
             try:

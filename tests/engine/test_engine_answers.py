@@ -43,10 +43,10 @@ def test_branches_score_as_separate_prompts_do(make_world: Callable[..., World],
     labels = [(10, END), (10, 11, END), (12, 13, 14, END), (END,)]
     reference = AutoModelForCausalLM.from_pretrained(str(world.model)).eval()
     some = prompts(6)
-    scores = bare_net(world).score(0, some, labels)
+    scores = bare_net(world).score([(0, some)], labels)[0]
     expected = [[separate_score(reference, prompt, label) for label in labels] for prompt in some]
     np.testing.assert_allclose(scores, expected, atol=2e-4)
-    single = bare_net(world).score(0, some, [(10,), (11,)])
+    single = bare_net(world).score([(0, some)], [(10,), (11,)])[0]
     np.testing.assert_allclose(single, [[separate_score(reference, p, (t,)) for t in (10, 11)] for p in some], atol=2e-4)
 
 
@@ -68,7 +68,7 @@ def test_losses_equal_a_plain_forward_pass(make_world: Callable[..., World], fam
     world = make_world(family, "instruct")
     reference = AutoModelForCausalLM.from_pretrained(str(world.model)).eval()
     rows = [world.validation.row(i) for i in range(12)]
-    for (loss, count), row in zip(bare_net(world).losses(0, rows), rows, strict=True):
+    for (loss, count), row in zip(bare_net(world).losses([(0, rows)])[0], rows, strict=True):
         assert count == len(row.ids) - row.prompt
         expected = -separate_score(reference, row.ids[: row.prompt], tuple(row.ids[row.prompt :].tolist()))
         assert loss == pytest.approx(expected, abs=2e-4)
@@ -79,9 +79,9 @@ def test_decoding_is_greedy_generate(make_world: Callable[..., World], family: s
     world = make_world(family)
     reference = AutoModelForCausalLM.from_pretrained(str(world.model)).eval()
     some = prompts(7)
-    free = bare_net(world).decode(0, some, 12, None)
+    free = bare_net(world).decode([(0, some)], 12, None)[0]
     stop = free[0][4]
-    stopped = bare_net(world).decode(0, some, 12, stop)
+    stopped = bare_net(world).decode([(0, some)], 12, stop)[0]
     for prompt, whole, cut in zip(some, free, stopped, strict=True):
         ids = torch.from_numpy(prompt.astype(np.int64))[None]
         made = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, eos_token_id=None)

@@ -17,10 +17,10 @@ def gain(world: World, dtype: str) -> float:
     engine = world.engine(training={"dtype": dtype})
     engine.admit(trial(examples=16, batch_size=4, learning_rate=1e-3, warmup=0.0, schedule="constant"))
     rows = [world.validation.row(i) for i in range(24)]
-    before = sum(loss for loss, _ in engine._net.losses(0, rows))
+    before = sum(loss for loss, _ in engine._net.losses([(0, rows)])[0])
     while engine._running[0].progress.steps < 4:
         engine.step()
-    return before - sum(loss for loss, _ in engine._net.losses(0, rows))
+    return before - sum(loss for loss, _ in engine._net.losses([(0, rows)])[0])
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2"])

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sweeper.data.tokens import TokenRow
-from sweeper.engine.packed import Chunk, LabelIds
+from sweeper.engine.packed import Chunk, LabelIds, Prompts
 from sweeper.records import Ending
 from tests.engine.engine_world import VOCAB, World, drive, trial, write_rows
 
@@ -106,10 +106,10 @@ def test_an_evaluation_that_does_not_fit_is_read_in_halves(world: World, monkeyp
     engine = world.engine()
     whole = engine._net.score
 
-    def small(slot: int, prompts: Sequence[Any], labels: LabelIds) -> Any:
-        if len(prompts) > 1:
+    def small(asked: Sequence[tuple[int, Prompts]], labels: LabelIds) -> Any:
+        if sum(len(prompts) for _, prompts in asked) > 1:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
-        return whole(slot, prompts, labels)
+        return whole(asked, labels)
 
     monkeypatch.setattr(engine._net, "score", small)
     story = drive(engine, [spec])
