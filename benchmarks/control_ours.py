@@ -1,0 +1,253 @@
+"""Sweeper's control with no model: gateway, outbox and executor over engines that replay a curve in no time.
+
+Everything that a sweep does for a trial happens, but training: asking, admitting, five reports each committed before its answer,
+a decision at the rung, the end, and an outbox that tells a tracker in memory. The clock runs from the first question to the last
+end, so that neither Ray's start nor a worker's is in it.
+Does not know the other side. Cost: some 20 to 60 ms a trial.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from benchmarks.common import median
+from sweeper.engine.base import EngineSetup
+from sweeper.executors.replay import Replay
+from sweeper.records import Decision, Done, Ending, Outcome, Report, ReportKind, TrialSource, TrialSpec, TrialState, Wait
+from sweeper.spec.models import EvaluateSpec, ExecutorSpec, SweepSpec, TrainingSpec
+from sweeper.study.gateway import Gateway
+from sweeper.study.plan import StudyPlan, plan_study, resized
+
+REPORTS = 5
+EXAMPLES = 100
+SLOTS = 8
+SPACE: dict[str, Any] = {
+    "learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},
+    "batch_size": {"low": 4, "high": 32, "log": True},
+    "weight_decay": {"low": 0.0, "high": 0.1},
+    "dropout": {"low": 0.0, "high": 0.3},
+}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Bowl:
+    """A loss that falls with every report and is lowest near a learning rate of 1e-3: something for a sampler to learn."""
+
+    def __call__(self, trial: TrialSpec, index: int) -> float:
+        """The loss at report `index`."""
+        return loss_at(float(trial.params["learning_rate"] or 0.0), index)
+
+
+def loss_at(learning_rate: float, index: int) -> float:
+    """The same for either side."""
+    import math
+
+    return (math.log10(learning_rate) + 3) ** 2 + 1 / (1 + index)
+
+
+def make_plan(name: str, trials: int, **search: Any) -> StudyPlan:
+    """A study over four dimensions whose trials report five times, the first at a rung; nothing is pruned."""
+    spec = SweepSpec.model_validate(
+        {
+            "schema": 1,
+            "name": name,
+            "model": "none",
+            "data": {"path": "rows.csv", "task": "classify"},
+            "training": {"examples": EXAMPLES},
+            "space": SPACE,
+            "search": {"trials": trials, "pruner": "none", "rungs": [1 / REPORTS], "collapse": {"enabled": False}, **search},
+            "evaluate": {"every": EXAMPLES // REPORTS},
+            "objective": {"metric": "loss"},
+        }
+    )
+    return plan_study(
+        spec, identity=name, spec_document={"name": name}, train_rows=EXAMPLES, chance=None, data_fingerprint="", versions={}
+    )
+
+
+@dataclass
+class Timed:
+    """A TrialSource that stores how long each question took. Seconds by kind of call; `began` and `ended` bound the whole."""
+
+    inner: TrialSource
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    began: float = 0.0
+    ended: float = 0.0
+    reports: int = 0
+
+    def next_trial(self) -> TrialSpec | Wait | Done:
+        """Asks."""
+        self.began = self.began or time.perf_counter()
+        since = time.perf_counter()
+        answer = self.inner.next_trial()
+        if isinstance(answer, TrialSpec):
+            self.seconds["ask"].append(time.perf_counter() - since)
+        return answer
+
+    def on_report(self, report: Report) -> Decision:
+        """Reports."""
+        kind = "progress" if report.kind is ReportKind.PROGRESS else "report"
+        self.reports += kind == "report"
+        return self._timed(kind, lambda: self.inner.on_report(report))
+
+    def decisions(self) -> list[Decision]:
+        """Answers to parked trials."""
+        return self.inner.decisions()
+
+    def on_end(self, trial: int, outcome: Outcome) -> None:
+        """Ends."""
+        self._timed("end", lambda: self.inner.on_end(trial, outcome))
+        self.ended = time.perf_counter()
+
+    def _timed(self, kind: str, call: Callable[[], T]) -> T:
+        since = time.perf_counter()
+        answer = call()
+        self.seconds[kind].append(time.perf_counter() - since)
+        return answer
+
+
+@dataclass(frozen=True)
+class Controlled:
+    """What a run of one side cost: seconds from the first question to the last end, and its trials and reports."""
+
+    seconds: float
+    trials: int
+    reports: int
+    calls: dict[str, float] = field(default_factory=dict)  # median seconds of a call by kind; ours alone
+
+
+def run_ours(url: str, folder: Path, name: str, trials: int, executor: str, engines: int) -> Controlled:
+    """A whole sweep of `trials` trials in the database `url`. `executor` is local, or packed: Ray actors of SLOTS trials each."""
+    from sweeper.sweep.listen import Silent
+    from sweeper.sweep.source import SweepSource
+
+    plan = make_plan(name, trials)
+    with _gateway(url, plan) as gateway, _outbox(gateway, folder):
+        source = Timed(SweepSource(gateway, Silent(), _NoDepot()))
+        _executor(executor, engines, folder, name).run(source)
+        done = sum(state is TrialState.COMPLETE for state in gateway.states().values())
+    calls = {kind: median(values) for kind, values in source.seconds.items()}
+    return Controlled(source.ended - source.began, done, source.reports, calls)
+
+
+def ask_seconds(url: str, name: str, counts: list[int], asks: int = 5) -> tuple[dict[int, float], float]:
+    """Median seconds of an ask at so many finished trials, and the driver's bytes for each trial finished between them.
+
+    The study is filled through the gateway, by a random sampler and with one report a trial, since only their number matters.
+    """
+    filler = make_plan(name, 10**6, sampler="random")
+    found: dict[int, float] = {}
+    sizes: list[tuple[int, int]] = []
+    for count in sorted(counts):
+        with _gateway(url, filler) as gateway:
+            finished = sum(state.is_finished() for state in gateway.states().values())
+            sizes.append((finished, own_bytes()))
+            for _ in range(count - finished):
+                _finish(gateway, reports=1)
+            sizes.append((count, own_bytes()))
+        with _gateway(url, resized(filler, sampler="tpe")) as gateway:
+            taken = []
+            for _ in range(asks):
+                since = time.perf_counter()
+                gateway.next()
+                taken.append(time.perf_counter() - since)
+            gateway.interrupt()
+            found[count] = median(taken)
+    (before, low), (after, high) = max(zip(sizes[::2], sizes[1::2], strict=True), key=lambda pair: pair[1][0] - pair[0][0])
+    return found, (high - low) / max(1, after - before)
+
+
+def own_bytes() -> int:
+    """Bytes that this process alone holds."""
+    gc.collect()
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
+def _finish(gateway: Gateway, reports: int) -> None:
+    trial = gateway.next()
+    assert isinstance(trial, TrialSpec)
+    metrics: dict[str, float] = {}
+    for index, nominal in enumerate(trial.evaluations[-reports:]):
+        metrics = {"validation/loss": loss_at(float(trial.params["learning_rate"] or 0.0), index)}
+        now = time.time_ns() // 1_000_000
+        gateway.report(
+            Report(trial.number, ReportKind.EVALUATION, nominal, nominal, nominal, now, metrics=metrics, attempt=trial.attempt)
+        )
+    gateway.end(trial.number, Outcome(Ending.COMPLETED, metrics=metrics, nominal=EXAMPLES, examples=EXAMPLES))
+
+
+class _NoDepot:
+    def bring(self, name: str) -> None:
+        """Nothing lies elsewhere."""
+
+    def forget(self, name: str) -> None:
+        """Nothing was kept."""
+
+
+@contextmanager
+def _gateway(url: str, plan: StudyPlan) -> Iterator[Gateway]:
+    gateway = Gateway.open(url, plan, driver="benchmark")
+    try:
+        yield gateway
+    finally:
+        gateway.close()
+
+
+@contextmanager
+def _outbox(gateway: Gateway, folder: Path) -> Iterator[None]:
+    from sweeper.sweep.outbox import Outbox
+    from sweeper.tracking.memory import MemoryTracker
+
+    gateway.ledger.add_event("sweep_started", None, {"spec": {"name": gateway.plan.name}, "tags": {}}, key="sweep_started")
+    outbox = Outbox(gateway.ledger, [MemoryTracker()], folder)
+    outbox.start()
+    try:
+        yield
+        outbox.drain(60)
+    finally:
+        outbox.stop()
+
+
+def _executor(kind: str, engines: int, folder: Path, name: str) -> Any:
+    setup, factory = _setup(folder, name), Replay(Bowl())
+    if kind == "local":
+        from sweeper.engine.depot import FolderDepot
+        from sweeper.executors.local import LocalExecutor
+
+        return LocalExecutor(replace(setup, slots=SLOTS * engines), FolderDepot(folder / "depot"), factory)
+    from sweeper.executors.packed import PackedExecutor
+
+    return PackedExecutor(setup, folder / "depot", ExecutorSpec(workers=engines), factory)
+
+
+def _setup(folder: Path, name: str) -> EngineSetup:
+    """Files of a few bytes: the replaying engine does not read them."""
+    for side in ("train", "validation", "model"):
+        (folder / side).mkdir(parents=True, exist_ok=True)
+        (folder / side / "info.json").write_text("{}")
+    return EngineSetup(
+        study=name,
+        model=str(folder / "model"),
+        revision=None,
+        trust_remote_code=False,
+        train=folder / "train",
+        validation=folder / "validation",
+        training=TrainingSpec(),
+        evaluate=EvaluateSpec(),
+        metrics=("loss",),
+        objective="loss",
+        maximize=False,
+        at="last",
+        checkpoint_seconds=1e9,
+        full_examples=EXAMPLES,
+        slots=SLOTS,
+    )
