@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from sweeper.errors import ResourceError
 from sweeper.spec.mask import mask
+from sweeper.study.alone import alone
 from sweeper.study.drivers import engine_options, package_of
 from sweeper.study.drivers import parse as parse
 
@@ -29,9 +30,6 @@ NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "ncpfs", "afs", "9p", "lustre", "gpfs", "beegfs", "ceph", "glusterfs"}
     | {"fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.glusterfs", "fuse.rclone", "fuse.cephfs", "fuse.juicefs"}
 )
-
-# What two drivers that make the same tables at the same moment are told: by SQLite, PostgreSQL and MySQL.
-_MADE_MEANWHILE = ("already exists", "duplicate key", "Duplicate entry", "Deadlock found")
 
 
 def masked(url: URL) -> str:
@@ -75,21 +73,19 @@ def refuse_network_file_system(path: Path, mounts: str | None = None) -> None:
 
 def connect(url: URL) -> optuna.storages.RDBStorage:
     """Optuna's storage on this database, its tables created; `engine` is the one that everybody uses. Raises ResourceError."""
-    import optuna
-
     path = sqlite_path(url)
     if path is not None:
         refuse_network_file_system(path)
-    options = engine_options(url)
-    if path is None:
-        options["pool_pre_ping"] = True
     with reached(url):
+        if path is None:
+            with _engine(url).begin() as connection, alone(connection):
+                return _storage(url, pool_pre_ping=True)
         for attempt in range(3):
             try:
-                return optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=options)
+                return _storage(url)
             except DBAPIError as error:
-                # The second of them finds the tables at its next try.
-                if attempt == 2 or not any(words in str(error) for words in _MADE_MEANWHILE):
+                # Two drivers that create the tables at the same moment: the second finds them at its next try.
+                if attempt == 2 or ("already exists" not in str(error) and "UNIQUE constraint" not in str(error)):
                     raise
     raise AssertionError("unreachable")
 
@@ -120,6 +116,12 @@ def reached(url: URL) -> Iterator[None]:
         raise ResourceError(_sentence(url, error.__cause__ or error)) from error
     except SQLAlchemyError as error:
         raise ResourceError(_sentence(url, error)) from error
+
+
+def _storage(url: URL, **options: object) -> optuna.storages.RDBStorage:
+    import optuna
+
+    return optuna.storages.RDBStorage(url.render_as_string(hide_password=False), engine_kwargs={**engine_options(url), **options})
 
 
 def _engine(url: URL) -> sa.Engine:

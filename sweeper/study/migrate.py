@@ -6,20 +6,16 @@ Cost: one query when up to date, else about half a second.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
 
-from sweeper.errors import BusyError, StudyError
+from sweeper.errors import StudyError
+from sweeper.study.alone import alone
 
 VERSION_TABLE = "sweeper_alembic_version"
 HEAD = "0001"
 """The revision that this code needs; a test holds it to the newest file of migrations/versions."""
-
-_ADVISORY_LOCK = 7_305_813
-_LOCK_SECONDS = 60
 
 
 def upgrade(engine: sa.Engine) -> None:
@@ -27,7 +23,9 @@ def upgrade(engine: sa.Engine) -> None:
 
     Raises StudyError if a newer Sweeper wrote the database, BusyError if another driver does the same for a minute.
     """
-    with engine.begin() as connection, _alone(connection):
+    with engine.begin() as connection, alone(connection):
+        if connection.dialect.name == "mysql":
+            _tell_names_apart(connection)
         found = version(connection)
         if found == HEAD:
             return
@@ -44,25 +42,6 @@ def version(connection: sa.Connection) -> str | None:
     if not sa.inspect(connection).has_table(VERSION_TABLE):
         return None
     return connection.execute(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
-
-
-@contextmanager
-def _alone(connection: sa.Connection) -> Iterator[None]:
-    """Keeps other drivers from migrating at the same moment; on SQLite the transaction does."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
-    if connection.dialect.name != "mysql":
-        yield
-        return
-    # Names of locks are one set for the whole server.
-    name = "CONCAT('sweeper ', MD5(DATABASE()))"
-    if not connection.execute(sa.text(f"SELECT GET_LOCK({name}, {_LOCK_SECONDS})")).scalar():
-        raise BusyError("another driver has been making the study database's tables for a minute; wait for it and run again")
-    try:
-        _tell_names_apart(connection)
-        yield
-    finally:
-        connection.execute(sa.text(f"SELECT RELEASE_LOCK({name})"))
 
 
 def _tell_names_apart(connection: sa.Connection) -> None:
