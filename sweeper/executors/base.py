@@ -12,7 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from sweeper.engine.base import Capacity, Ended, Engine, EngineSetup, Event
@@ -62,6 +62,10 @@ class Sharing:
 
     engines: tuple[Capacity, ...]
     most: int = 0
+
+    def packs(self) -> bool:
+        """Whether any engine has room for several trials, or a reason to have none."""
+        return any(engine.slots > 1 or engine.reason for engine in self.engines)
 
     def plan(self) -> str:
         """A sentence for the start: `2 engines of 4 slots: REASON`."""
@@ -113,23 +117,27 @@ def calls_for_engine(decision: Decision, parked: bool) -> bool:
     return decision.action in (Action.STOP, Action.PAUSE) or (decision.action is Action.CONTINUE and parked)
 
 
-def drive(engine: Engine, source: TrialSource) -> None:
-    """Trains with one engine until the source is Done and every trial has ended.
+def drive(engine: Engine, source: TrialSource, capacity: Capacity | None = None, watch: Watch | None = None) -> None:
+    """Trains with one engine until the source is Done and every trial has ended. `watch` is told of its `capacity`.
 
     Ctrl-C (noted, and acted on between two steps) preempts all trials, then raises KeyboardInterrupt. So does any error of
     the engine; after an error of the source nothing more is told to it. The engine stays open: closing it is its maker's.
     """
     with deferred() as interrupts:
-        _Drive(engine, source, interrupts).run()
+        _Drive(engine, source, interrupts, capacity, watch or Unwatched()).run()
 
 
 class _Drive:
     """One run of `drive`. `inside` are the trials in slots, `parked` those of them that wait for a decision."""
 
-    def __init__(self, engine: Engine, source: TrialSource, interrupts: Interrupts) -> None:
+    def __init__(
+        self, engine: Engine, source: TrialSource, interrupts: Interrupts, capacity: Capacity | None, watch: Watch
+    ) -> None:
         self._engine = engine
         self._source = source
         self._interrupts = interrupts
+        self._watch = watch
+        self._sharing = Sharing((capacity,) if capacity is not None else ())
         self._inside: set[int] = set()
         self._parked: set[int] = set()
         self._events: deque[Event] = deque()
@@ -139,6 +147,8 @@ class _Drive:
         self._source_failed = False
 
     def run(self) -> None:
+        if self._sharing.packs():
+            self._watch.notice(self._sharing.plan())
         try:
             while not (self._done and not self._inside):
                 if self._interrupts.requested:
@@ -154,6 +164,9 @@ class _Drive:
 
     def _turn(self) -> None:
         self._admit()
+        if len(self._inside) > self._sharing.most:
+            self._sharing = replace(self._sharing, most=len(self._inside))
+            self._watch.sharing(self._sharing)
         if self._inside:
             self._events.extend(self._engine.step())
         happened = bool(self._events)

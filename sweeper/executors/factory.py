@@ -1,29 +1,110 @@
-"""Builds the executor that a spec asks for.
+"""Chooses the executor of a spec, and builds it.
 
-Does not know how either trains. Ray is imported only where it is asked for. Costs nothing: an executor does its work in `run`.
+    method: lora, architecture known    auto, packed -> packed     tune -> tune     local -> local, many slots
+    full fine-tuning, others            auto, packed -> tune       tune -> tune     local -> local, one slot
+
+Does not know how any of them trains. Ray is imported only where it is asked for. Costs reading the model's config; an executor does
+its work in `run`.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sweeper.engine.base import EngineSetup
 from sweeper.engine.depot import FolderDepot
-from sweeper.executors.base import EngineFactory, trial_engine
+from sweeper.errors import ModelError
+from sweeper.executors.base import EngineFactory, Unwatched, Watch, trial_engine
 from sweeper.executors.local import LocalExecutor
 from sweeper.records import Executor
 from sweeper.spec.models import SweepSpec
 
+DETERMINISTIC_SLOTS = 4
+"""Trials at once in one engine where nothing may be measured and `executor.slots` is not given."""
 
-def build_executor(spec: SweepSpec, setup: EngineSetup, depot_root: Path, factory: EngineFactory = trial_engine) -> Executor:
+
+@dataclass(frozen=True)
+class Choice:
+    """Which executor trains, whether its engines hold several trials, and a sentence where that is not what was asked or usual."""
+
+    kind: str  # local, packed or tune
+    packs: bool
+    why: str = ""
+
+
+def choose(spec: SweepSpec, model: Path | str) -> Choice:
+    """The executor for `spec` with the base model in folder `model`. Raises ModelError where it cannot keep a fixed order."""
+    executor = spec.executor
+    why = _why_not_packed(spec, model)
+    if executor.kind == "local":
+        return Choice("local", not why, why)
+    if executor.kind == "tune":
+        return Choice("tune", False)
+    if not why and (executor.gpus or 0) > 1:
+        why = f"executor.gpus is {executor.gpus:g}, and an engine of many trials lives on one GPU"
+    if not why:
+        return Choice("packed", True)
+    if spec.search.deterministic:
+        raise ModelError(
+            f"search.deterministic is true, but one trial per worker, in the order they happen to report, is what remains: {why}; "
+            "use executor.kind: local, or leave deterministic out"
+        )
+    return Choice("tune", False, f"executor.kind {executor.kind} is tune here: {why}")
+
+
+def _why_not_packed(spec: SweepSpec, model: Path | str) -> str:
+    """Why trials cannot share the base model; empty where they can."""
+    if spec.training.method == "full":
+        return "full fine-tuning changes every weight, so trials share no base model and each has a worker of its own"
+    from sweeper.engine.probe import packed_note
+
+    return packed_note(Path(model), spec.model.trust_remote_code) or ""
+
+
+def build_executor(
+    spec: SweepSpec,
+    setup: EngineSetup,
+    depot_root: Path,
+    factory: EngineFactory = trial_engine,
+    watch: Watch | None = None,
+    choice: Choice | None = None,
+) -> Executor:
     """The executor of `spec.executor`. Files that outlive a worker go below `depot_root`, or to `executor.storage_path`.
 
-    Fills in what of `setup` is the executor's: threads, and with Ray the device and the worker's name.
+    Fills in what of `setup` is the executor's: threads, slots, memory, and with Ray the device and the worker's name.
     """
-    setup = replace(setup, threads=max(1, int(spec.executor.cpus)))
-    if spec.executor.kind == "local":
-        return LocalExecutor(setup, FolderDepot(depot_root), factory)
+    told = watch or Unwatched()
+    chosen = choice or choose(spec, setup.model)
+    if chosen.why:
+        told.notice(chosen.why)
+    setup = engine_setup(spec, setup, chosen)
+    if chosen.kind == "local":
+        return LocalExecutor(setup, FolderDepot(depot_root), factory, told)
+    if chosen.kind == "packed":
+        from sweeper.executors.packed import PackedExecutor
+
+        return PackedExecutor(setup, depot_root, spec.executor, factory, told)
     from sweeper.executors.tune import TuneExecutor
 
     return TuneExecutor(setup, depot_root, spec.executor, factory)
+
+
+def engine_setup(spec: SweepSpec, setup: EngineSetup, choice: Choice) -> EngineSetup:
+    """`setup` with threads, slots and memory. Slots are measured unless given; a fixed order measures nothing."""
+    executor, fixed = spec.executor, spec.search.deterministic
+    slots = (executor.slots or (DETERMINISTIC_SLOTS if fixed else _measured())) if choice.packs else 1
+    return replace(
+        setup,
+        threads=max(1, int(executor.cpus)),
+        slots=slots,
+        micro_tokens=setup.training.chunk_tokens if fixed else setup.micro_tokens,
+        memory=int(executor.memory) if executor.memory is not None else None,
+        deterministic=fixed,
+    )
+
+
+def _measured() -> int:
+    from importlib.util import find_spec
+
+    return 0 if find_spec("sweeper.engine.capacity") else 1

@@ -63,8 +63,6 @@ def check_search(spec: SweepSpec, trust: Trust) -> Iterator[Problem]:
         yield from _pruner(spec)
         if trust("objective.metric"):
             yield from _several_metrics(spec)
-    if search.deterministic and trust("search.deterministic"):
-        yield Problem("search.deterministic", "true came, but it is not available in this version; leave it out")
     if trust("search.enqueue"):
         yield from _enqueue(spec, trust)
 

@@ -23,7 +23,7 @@ _FUNCTION = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")  # as data reads templates
 _COLUMNS = {"classify": ("text", "label"), "instruct": ("prompt", "completion"), "text": ("text",), "chat": ("messages",)}
 _EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}
-_SCHEMES = ("sqlite", "postgresql")
+_SCHEMES = ("sqlite", "postgresql", "mysql", "mariadb")
 
 
 def check(spec: SweepSpec, broken: Collection[str] = ()) -> list[Problem]:
@@ -235,11 +235,37 @@ def _executor(spec: SweepSpec, trust: Trust) -> Iterator[Problem]:
             if given:
                 yield Problem(
                     f"executor.{key}",
-                    f"{getattr(executor, key)} came, but kind: local trains one trial in this process; remove it or use kind: tune",
+                    f"{getattr(executor, key)} came, but kind: local trains in one engine in this process; "
+                    "remove it or use kind: packed",
                 )
+    if executor.kind == "packed" and (executor.gpus or 0) > 1:
+        yield Problem(
+            "executor.gpus", f"{executor.gpus:g} came, but an engine lives on one GPU; write 1 or less, and use workers for more"
+        )
+    if executor.kind == "tune" and (executor.slots or 1) > 1:
+        yield Problem("executor.slots", f"{executor.slots} came, but kind: tune trains one trial per worker; remove it")
+    if spec.training.method == "full" and (executor.slots or 1) > 1 and trust("training.method"):
+        yield Problem(
+            "executor.slots",
+            f"{executor.slots} came with method: full, whose trials cannot share a model; remove it or use method: lora",
+        )
     if executor.gpus is not None and executor.gpus > 1 and executor.gpus != int(executor.gpus):
         yield Problem(
             "executor.gpus", f"{executor.gpus} came, but above 1 only whole GPUs can be given; write {int(executor.gpus)}"
+        )
+
+
+def _deterministic(spec: SweepSpec, trust: Trust) -> Iterator[Problem]:
+    executor, path = spec.executor, "search.deterministic"
+    if not spec.search.deterministic or not trust(path) or not trust("executor"):
+        return
+    if executor.kind == "tune":
+        yield Problem(path, "true came, but kind: tune decides in the order in which workers happen to report; use packed or local")
+    elif spec.training.method == "full" and executor.kind != "local" and trust("training.method"):
+        yield Problem(path, "true came with method: full, whose workers report in any order; use executor.kind: local")
+    elif executor.address is not None and executor.workers is None:
+        yield Problem(
+            "executor.workers", "is missing, but with search.deterministic on a cluster the number of engines must be given; add it"
         )
 
 
@@ -292,6 +318,7 @@ _CHECKS: tuple[Check, ...] = (
     check_search,
     _objective,
     _executor,
+    _deterministic,
     _tracking,
     _storage,
 )

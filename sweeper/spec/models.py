@@ -7,6 +7,7 @@ Does not know: files, devices, or whether a model exists. Costs milliseconds.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -274,14 +275,29 @@ class CheckpointSpec(Strict):
 class ExecutorSpec(Strict):
     """Where trials run."""
 
-    kind: Literal["local", "tune"] = "tune"
-    workers: int | None = Field(None, ge=1, description="tune: trials at once; default: what the resources allow")
-    cpus: float = Field(1, gt=0, description="CPU cores per trial")
-    gpus: float | None = Field(None, ge=0, description="GPUs per trial, fractions allowed; default: 1 where there is any, else 0")
+    kind: Literal["auto", "local", "packed", "tune"] = Field(
+        "auto",
+        description="packed: engines that train many trials each; tune: one trial per worker; local: one engine in this process; "
+        "auto: packed for LoRA on a model that it knows, else tune",
+    )
+    workers: int | None = Field(None, ge=1, description="packed: engines; tune: trials at once; default: what the resources allow")
+    slots: int | None = Field(None, ge=1, description="packed, local: trials at once in one engine; default: measured at its start")
+    memory: str | int | None = Field(
+        None, description="packed, local: bytes that one engine may take, e.g. 8GB; default: what is free"
+    )
+    cpus: float = Field(1, gt=0, description="CPU cores per engine or worker")
+    gpus: float | None = Field(
+        None, ge=0, description="GPUs per engine or worker, fractions allowed; default: 1 where there is any, else 0"
+    )
     address: str | None = Field(None, description="Ray cluster to join, e.g. auto or head:6379; default: a local one")
     storage_path: str | None = Field(
         None, description="folder or URL (fsspec) that driver and workers both open; default: through Ray"
     )
+
+    @field_validator("memory")
+    @classmethod
+    def _size(cls, memory: str | int | None) -> int | None:
+        return None if memory is None else size(memory)
 
 
 class TrackerSpec(Strict):
@@ -345,3 +361,18 @@ def seconds(duration: str | float) -> float:
     if not value > 0:
         raise ValueError(f"{duration!r} is not above 0")
     return value
+
+
+_SIZES = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?i?)B?", re.IGNORECASE)
+
+
+def size(amount: str | int) -> int:
+    """Bytes of `1000000`, `800MB`, `8GB` or `8GiB`. Raises ValueError for anything else, or for nothing above 0."""
+    found = _SIZE.fullmatch(str(amount).strip())
+    unit = _SIZES.get(found[2].capitalize()) if found else None
+    if found is None or unit is None:
+        raise ValueError(f"{amount!r} is no amount of memory; write bytes, or e.g. 800MB, 8GB, 8GiB")
+    if not float(found[1]) > 0:
+        raise ValueError(f"{amount!r} is not above 0")
+    return int(float(found[1]) * unit)

@@ -47,8 +47,8 @@ _SWEEP_RUN = -1
 
 @dataclass(frozen=True)
 class EventRow:
-    """Something that happened. `id` rises; `kind` is one of sweep_started, trial_started, report, decision, trial_ended, winner,
-    sweep_ended."""
+    """Something that happened. `id` rises; `kind` is one of sweep_started, engines, trial_started, report, decision, trial_ended,
+    winner, sweep_ended."""
 
     id: int
     kind: str
@@ -106,9 +106,7 @@ class Ledger:
     def set_tracker_run(self, tracker: str, trial: int | None, run: str) -> None:
         """Notes the tracker's run id of a trial (None: of the sweep)."""
         with self.begin() as connection:
-            upsert(
-                connection, TRACKER_RUNS, {"study": self.study, "tracker": tracker, "number": _run_number(trial), "run": run}
-            )
+            upsert(connection, TRACKER_RUNS, {"study": self.study, "tracker": tracker, "number": _run_number(trial), "run": run})
 
     # Events of the gateway, within its transactions.
 

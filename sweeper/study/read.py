@@ -21,7 +21,7 @@ from sweeper.study.fence import read_holder
 from sweeper.study.migrate import version
 from sweeper.study.plan import StudyPlan
 from sweeper.study.sweeps import read_plan
-from sweeper.study.tables import DECISIONS, METRICS, REPORTS, RUNS, SWEEPS
+from sweeper.study.tables import DECISIONS, EVENTS, METRICS, REPORTS, RUNS, SWEEPS
 from sweeper.study.trials import TrialRow, read_trials
 
 
@@ -267,6 +267,12 @@ class StudyReader:
             )
             for row in rows
         ]
+
+    def events(self, name: str, kind: str) -> list[Mapping[str, object]]:
+        """Payloads of a study's events of one kind, in order."""
+        query = sa.select(EVENTS.c.payload).where(EVENTS.c.study == name, EVENTS.c.kind == kind).order_by(EVENTS.c.seq)
+        with self._begin() as connection:
+            return [json.loads(payload) for payload in connection.execute(query).scalars()]
 
     def best(self, name: str) -> TrialView | None:
         """The best COMPLETE trial that meets the constraints, by the first metric; of equal ones the earliest."""

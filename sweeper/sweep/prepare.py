@@ -21,6 +21,7 @@ from sweeper.data.tokenizer import load_tokenizer
 from sweeper.data.tokens import TokenSet
 from sweeper.engine.base import EngineSetup
 from sweeper.errors import DataError
+from sweeper.executors.factory import Choice, choose
 from sweeper.spec.check_space import largest_batch
 from sweeper.spec.identity import Identity, document, identity
 from sweeper.spec.metrics import METRICS, is_function
@@ -29,6 +30,7 @@ from sweeper.study.budget import Device
 from sweeper.study.plan import StudyPlan, plan_study
 from sweeper.study.read import StudyReader
 from sweeper.sweep.home import Home
+from sweeper.sweep.order import Order, promises, settle
 
 Progress = Callable[[str, int, int | None], None]
 Notice = Callable[[str], None]
@@ -48,6 +50,12 @@ class Prepared:
     identity: Identity
     training: TrainingSpec
     plan: StudyPlan
+    choice: Choice  # the executor
+    order: Order | None  # search.deterministic
+
+    def arranged(self) -> SweepSpec:
+        """The spec with what a fixed order needs settled."""
+        return self.order.applied(self.spec) if self.order is not None else self.spec
 
     def engine_setup(self) -> EngineSetup:
         """What every engine of this study is given; threads and worker are the executor's to fill in."""
@@ -93,8 +101,11 @@ def prepare(spec: SweepSpec, home: Home, progress: Progress | None = None, notic
     bundle = build(spec, tokenizer, home.data, progress, context=context)
     _check_batches(spec, bundle)
     who = identity(spec, bundle.rows_fingerprint + bundle.tokens_fingerprint, model_fingerprint(model))
-    training = _training(spec, storage, who, model, bundle, notice)
-    for sentence in bundle.notices:
+    stored = _stored(spec, storage, who)
+    training = _training(spec, stored, model, bundle, notice)
+    choice = choose(spec, model)
+    order = settle(spec, choice, device(spec), stored, notice)
+    for sentence in (*bundle.notices, *promises(spec, device(spec))):
         if notice is not None:
             notice(sentence)
     plan = plan_study(
@@ -103,6 +114,7 @@ def prepare(spec: SweepSpec, home: Home, progress: Progress | None = None, notic
         spec_document={
             **document(spec),
             "resolved": training.model_dump(mode="json"),
+            **({"order": order.document()} if order is not None else {}),
             "facts": {"labels": list(bundle.labels), "counts": dict(bundle.counts), "longest": bundle.longest, "model": str(model)},
         },
         train_rows=bundle.counts["train"],
@@ -110,7 +122,7 @@ def prepare(spec: SweepSpec, home: Home, progress: Progress | None = None, notic
         data_fingerprint=bundle.tokens_fingerprint,
         versions=versions(),
     )
-    ready = Prepared(spec, home, storage, model, bundle, who, training, plan)
+    ready = Prepared(spec, home, storage, model, bundle, who, training, plan, choice, order)
     if notice is not None:
         read = evaluation_plan(ready.engine_setup(), TokenSet(bundle.train).info, TokenSet(bundle.validation).info)
         rows = bundle.counts["validation"]
@@ -174,16 +186,22 @@ def _always(task: str) -> tuple[str, ...]:
     return tuple(name for name, info in METRICS.items() if task in info.tasks and not info.decode)
 
 
-def _training(spec: SweepSpec, storage: str, who: Identity, model: Path, bundle: Bundle, notice: Notice | None) -> TrainingSpec:
+def _stored(spec: SweepSpec, storage: str, who: Identity) -> Mapping[str, object] | None:
+    """The spec document of this very study, if it has begun."""
+    reader = StudyReader(storage) if StudyReader.exists(storage) else None
+    plan = reader.plan(spec.name) if reader is not None and spec.name in reader.studies() else None
+    return plan.spec if plan is not None and plan.identity == who.hash else None
+
+
+def _training(
+    spec: SweepSpec, stored: Mapping[str, object] | None, model: Path, bundle: Bundle, notice: Notice | None
+) -> TrainingSpec:
     """`auto` settings become numbers once; a study that exists already keeps its own."""
     from sweeper.engine.probe import resolve_training
 
-    reader = StudyReader(storage) if StudyReader.exists(storage) else None
-    stored = reader.plan(spec.name) if reader is not None and spec.name in reader.studies() else None
-    if stored is not None and stored.identity == who.hash:
-        resolved = stored.spec.get("resolved")
-        if isinstance(resolved, Mapping):
-            return TrainingSpec.model_validate(dict(resolved))
+    resolved = stored.get("resolved") if stored is not None else None
+    if isinstance(resolved, Mapping):
+        return TrainingSpec.model_validate(dict(resolved))
     training = resolve_training(
         spec.training, model, device=device(spec), trust_remote_code=spec.model.trust_remote_code, notice=notice
     )

@@ -76,6 +76,7 @@ class Teller:
         self._progress: dict[int, int] = {}  # trial -> time of the progress report told last
         self._kinds: dict[str, Callable[[EventRow], None]] = {
             "sweep_started": self._sweep_started,
+            "engines": self._engines,
             "trial_started": self._trial_started,
             "report": self._report,
             "decision": self._decision,
@@ -110,6 +111,12 @@ class Teller:
                 str(fact.get("context", "training")),
                 fact.get("profile") or {},
             )
+
+    def _engines(self, event: EventRow) -> None:
+        engines, most = event.payload.get("engines") or [], event.payload.get("most")
+        slots = max((int(engine.get("slots", 1)) for engine in engines), default=1)
+        tags = {"executor": event.payload.get("kind"), "engines": len(engines), "slots": slots, "trials_sharing_a_model": most}
+        self._tracker.set_tags(self._run(None), {f"sweeper.{name}": str(value) for name, value in tags.items()})
 
     def _trial_started(self, event: EventRow) -> None:
         number, sweep = _number(event), self._run(None)

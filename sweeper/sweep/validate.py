@@ -38,4 +38,9 @@ def validate(
         ready = prepare(spec, Home.at(home), notice=notices.append)
         counts = ready.bundle.counts
         summary += f"; {counts['train']} rows to train on, {counts['validation']} to validate, {counts['test']} sealed"
+    elif spec.search.deterministic:
+        from sweeper.sweep.order import promises
+        from sweeper.sweep.prepare import device
+
+        notices += promises(spec, device(spec))
     return Checked(spec, summary, tuple(notices))
