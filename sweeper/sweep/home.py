@@ -4,6 +4,7 @@
     mlflow.db       MLflow's tracking store; artifacts/ its files
     data/           token files and sealed test rows, by fingerprint
     models/         base models made ready (a GGUF file converted once)
+    speeds/         what `sweeper plan` measured, by study
     checkpoints/<study>/<trial>/, adapters/<study>/<trial>/, outcomes/<study>/<trial>/   the depot: what workers hand over
     stores.json     which database and MLflow store hold which study (mode 0600: a URL may hold a password)
 
@@ -45,6 +46,11 @@ class Home:
     def models(self) -> Path:
         """Base models made ready."""
         return self.root / "models"
+
+    @property
+    def speeds(self) -> Path:
+        """What was measured for forecasts."""
+        return self.root / "speeds"
 
     @property
     def depot(self) -> Path:

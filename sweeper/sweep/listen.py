@@ -9,6 +9,7 @@ from typing import Protocol
 
 from sweeper.records import Decision, Outcome, Report, TrialSpec, TrialState
 from sweeper.study.plan import StudyPlan
+from sweeper.sweep.forecast.estimator import Estimator
 
 
 class Listener(Protocol):
@@ -24,6 +25,10 @@ class Listener(Protocol):
 
     def begin(self, plan: StudyPlan, finished: int, best: tuple[int, float] | None) -> None:
         """The study is open; `finished` trials are there already, `best` is (number, value) of the best of them."""
+        ...
+
+    def expecting(self, estimator: Estimator) -> None:
+        """Trials are about to run; `estimator.left()` says how long they will, from any thread."""
         ...
 
     def started(self, trial: TrialSpec) -> None:
@@ -53,6 +58,9 @@ class Silent:
         """Nothing."""
 
     def begin(self, plan: StudyPlan, finished: int, best: tuple[int, float] | None) -> None:
+        """Nothing."""
+
+    def expecting(self, estimator: Estimator) -> None:
         """Nothing."""
 
     def started(self, trial: TrialSpec) -> None:
