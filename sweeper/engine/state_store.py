@@ -19,9 +19,10 @@ import mmap
 import os
 import shutil
 import struct
+import weakref
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,14 +59,9 @@ class StateStore:
         self._seen = self._end = 0
         self._map: mmap.mmap | None = None
         self.full = False
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._users = _open(folder / "users")
-            fcntl.flock(self._users, fcntl.LOCK_SH)
-            self._lock, self._index, self._states = (_open(folder / name) for name in ("lock", "index.bin", "states.bin"))
-            os.utime(folder)
-        except OSError as error:
-            raise ResourceError(f"the cache folder {folder} cannot be written ({error.strerror}); set SWEEPER_CACHE") from error
+        with ExitStack() as files:
+            self._lock, self._index, self._states = _open_all(folder, files)
+            self._close = weakref.finalize(self, files.pop_all().close)
         self._refresh()
 
     def __len__(self) -> int:
@@ -106,10 +102,9 @@ class StateStore:
             log.warning("hidden states are no longer cached: %s", error.strerror)
 
     def close(self) -> None:
-        """Lets go of the files; they stay on the disk."""
+        """Lets go of the files; they stay on the disk. A store that nobody holds any more does so by itself."""
         self._map = None
-        for file in (self._users, self._lock, self._index, self._states):
-            os.close(file)
+        self._close()
 
     def _add(self, key: bytes, states: States) -> bool:
         raw = np.ascontiguousarray(states).reshape(-1).view(np.uint8).data
@@ -156,7 +151,11 @@ def make_room(root: Path, keep: str, share: float = 0.2) -> int:
     Other folders count; of those that nobody uses the oldest are removed until all of them take at most half.
     """
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    others = sorted((p for p in root.iterdir() if p.is_dir() and p.name != keep), key=lambda p: p.stat().st_mtime)
+    ages: dict[Path, float] = {}
+    for path in root.iterdir():
+        with suppress(FileNotFoundError):  # another engine makes room too
+            ages[path] = path.stat().st_mtime
+    others = sorted((path for path in ages if path.name != keep and path.is_dir()), key=ages.__getitem__)
     sizes = {path: _bytes(path) for path in others}
     own = _bytes(root / keep)
     limit = int(share * (shutil.disk_usage(root).free + sum(sizes.values()) + own))
@@ -188,6 +187,21 @@ def _bytes(folder: Path) -> int:
         with suppress(FileNotFoundError):
             total += (folder / name).stat().st_size
     return total
+
+
+def _open_all(folder: Path, files: ExitStack) -> tuple[int, int, int]:
+    """Descriptors of lock, index and states, closed by `files`, which also says that the folder is in use. Raises ResourceError."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        opened = []
+        for name in ("users", "lock", "index.bin", "states.bin"):
+            opened.append(_open(folder / name))
+            files.callback(os.close, opened[-1])
+        fcntl.flock(opened[0], fcntl.LOCK_SH)
+        os.utime(folder)
+    except OSError as error:
+        raise ResourceError(f"the cache folder {folder} cannot be written ({error.strerror}); set SWEEPER_CACHE") from error
+    return opened[1], opened[2], opened[3]
 
 
 def _open(path: Path) -> int:
