@@ -48,6 +48,7 @@ class PlainSetup:
     rows_between: int  # validation rows read between rungs
     rows_full: int  # at rungs and at the end
     threads: int
+    amp: bool = False  # the Trainer's own switch bf16: weights in `dtype`, products in bf16
     began: float = 0.0  # Unix seconds at which the sweep began
 
 
@@ -195,6 +196,7 @@ class TrainerRun:
             warmup_steps=float(params["warmup"]),
             train_sampling_strategy="group_by_length",
             seed=self._shared.plan.search.seed,
+            bf16=self._shared.amp,
             remove_unused_columns=False,
             dataloader_pin_memory=torch.cuda.is_available(),
             logging_strategy="no",

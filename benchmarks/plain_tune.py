@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spec = load_spec(options.spec, [*(QUICK if options.quick else ()), *options.set])
         with tempfile.TemporaryDirectory(prefix="plain-tune-") as scratch:
             home = options.home or Path(scratch) / "home"
-            setup = plain_setup(spec, home)
+            setup = replace(plain_setup(spec, home), amp=options.bf16)
             trials = options.trials or (QUICK_TRIALS if options.quick else spec.search.trials) or 20
             fixed = json.loads(options.configurations.read_text()) if options.configurations else None
             ways = options.arrangement or arrangements(torch.cuda.device_count())
@@ -236,6 +236,7 @@ def _parser() -> argparse.ArgumentParser:
         "--arrangement", action="append", type=parse_arrangement, metavar="PxT", help="processes x threads (default: both ways)"
     )
     parser.add_argument("--home", type=Path, help="sweep home whose model and token files are used (default: a temporary one)")
+    parser.add_argument("--bf16", action="store_true", help="the Trainer's own switch: products in bf16, weights as the spec says")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_TRIALS} trials on a few rows")
     add_output(parser)
     return parser
