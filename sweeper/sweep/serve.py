@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sweeper.errors import ResourceError
 from sweeper.spec.mask import mask
+from sweeper.study.drivers import parse
 from sweeper.sweep.query import Place
 from sweeper.sweep.signals import sigterm_interrupts
 from sweeper.sweep.use import spec_of
@@ -47,7 +48,8 @@ def mlflow_page(place: Place, port: int | None = None) -> Page:
 def dashboard_page(place: Place, port: int | None = None) -> Page:
     """Optuna's dashboard on the study database. Raises BusyError if the port is in use."""
     chosen = free_port(DASHBOARD_PORT if port is None else port)
-    command, environment = dashboard_command(place.storage, chosen)
+    # A URL without a driver is completed as the study's own is; Optuna would take another one.
+    command, environment = dashboard_command(parse(place.storage).render_as_string(hide_password=False), chosen)
     return Page("Optuna dashboard", f"http://{HOST}:{chosen}", command, environment)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from tests.study.study_helpers import (
     train,
     wait_for,
 )
+from tests.support.mariadb import new_database
 
 DRIVE = """
 gateway = Gateway.open(url, make_plan(search={"trials": 5}), driver="first")
@@ -183,10 +186,19 @@ STRIDE = 17
 
 
 def test_killed_at_any_commit_the_study_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    tried = _kill_at_commits(itertools.count(1, STRIDE), lambda count: f"sqlite:///{tmp_path / f'{count}.db'}", tmp_path)
+    assert tried > 60
+
+
+def test_killed_at_two_commits_on_a_server_it_ends_as_on_a_file(mariadb: str, tmp_path: Path) -> None:
+    assert _kill_at_commits((26, 49), lambda count: new_database(mariadb, f"killed_{count}"), tmp_path) == 49
+
+
+def _kill_at_commits(counts: Iterable[int], new_url: Callable[[int], str], tmp_path: Path) -> int:
+    """Kills a driver at its `count`-th commit, each time in a new database, until one has less; returns the last count."""
     whole = _drive_to_the_end(f"sqlite:///{tmp_path / 'whole.db'}")
-    died, count = True, 1
-    while died:
-        url = f"sqlite:///{tmp_path / f'{count}.db'}"
+    for count in counts:
+        url = new_url(count)
         died = _die_at_commit(url, count, after=count % 2 == 0)
         assert _drive_to_the_end(url) == whole, count
         told, reader = optuna_trials(url), StudyReader(url)
@@ -201,7 +213,8 @@ def test_killed_at_any_commit_the_study_ends_as_if_it_had_not_been(tmp_path: Pat
         with engine.connect() as connection:
             assert connection.exec_driver_sql("SELECT count(*) FROM swp_events WHERE NOT done").scalar() == 0, count
             ends = "SELECT count(*) FROM swp_events WHERE kind = 'trial_ended' AND payload NOT LIKE '%\"state\": \"WAITING\"%'"
-            assert connection.exec_driver_sql(ends).scalar() == 5, count
+            assert connection.execute(sa.text(ends)).scalar() == 5, count
         engine.dispose()
-        count += STRIDE
-    assert count > 60
+        if not died:
+            break
+    return count
