@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sweeper.cli import check, look, run, serve, ship
+from sweeper.cli import check, look, plan, run, serve, ship
 
 app = typer.Typer(
     name="sweeper",
@@ -16,6 +16,7 @@ app = typer.Typer(
 
 app.command("doctor")(check.doctor)
 app.command("validate")(check.validate)
+app.command("plan")(plan.plan)
 app.command("run")(run.run)
 app.command("status")(look.status)
 app.command("trials")(look.trials)

@@ -20,6 +20,7 @@ from rich.text import Text
 from sweeper.cli.tables import COLOURS, duration, number
 from sweeper.records import Action, Decision, Outcome, Report, ReportKind, TrialSpec, TrialState
 from sweeper.study.plan import StudyPlan
+from sweeper.sweep.forecast.estimator import Estimator
 
 MOST_ROWS = 24
 """Trials shown at once: those running, then the latest ended."""
@@ -51,7 +52,7 @@ class Display:
         self._done = 0
         self._began = time.monotonic()
         self._best: tuple[float, int] | None = None
-        self._trained = 0  # examples that trials of this run have taken
+        self._estimator: Estimator | None = None
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._phase = ""
@@ -90,6 +91,10 @@ class Display:
             self._live = Live(get_renderable=self.picture, console=self._console, refresh_per_second=4, transient=False)
             self._live.start()
 
+    def expecting(self, estimator: Estimator) -> None:
+        """Whom to ask for the time left."""
+        self._estimator = estimator
+
     def started(self, trial: TrialSpec) -> None:
         """A trial begins, or goes on."""
         with self._lock:
@@ -102,7 +107,6 @@ class Display:
         line = self._lines.get(report.trial)
         if line is None or self._plan is None:
             return
-        self._trained += max(0, report.examples - line.examples)
         line.examples, line.touched = report.examples, time.monotonic()
         line.loss = report.metrics.get("train/loss", line.loss)
         if report.kind is ReportKind.PROGRESS:
@@ -200,20 +204,8 @@ class Display:
         best = (
             f"best {self._plan.metrics[0]} {self._best[0]:.4g} (trial {self._best[1]})" if self._best else "nothing completed yet"
         )
-        left = self._left(elapsed)
+        left = self._estimator.left() if self._estimator is not None else None
+        ahead = f", about {duration(left.mid)} left ({duration(left.low)} - {duration(left.high)})" if left is not None else ""
         return Text(
-            f"{self._plan.name}: {self._done} of {total or '?'} trials, {best}, {duration(elapsed)} gone"
-            + (f", about {duration(left)} left" if left is not None else ""),
-            style="bold",
+            f"{self._plan.name}: {self._done} of {total or '?'} trials, {best}, {duration(elapsed)} gone{ahead}", style="bold"
         )
-
-    def _left(self, elapsed: float) -> float | None:
-        """Seconds left, if the trials to come take as many examples as those ended in this run did on average."""
-        assert self._plan is not None
-        ended = [line for line in self._lines.values() if line.state.is_finished()]
-        if not ended or not self._trained or self._plan.search.trials is None:
-            return None
-        mean = sum(line.examples for line in ended) / len(ended)
-        running = sum(max(0.0, mean - line.examples) for line in self._lines.values() if not line.state.is_finished())
-        waiting = max(0, self._plan.search.trials - self._done - sum(not x.state.is_finished() for x in self._lines.values()))
-        return (running + waiting * mean) * elapsed / self._trained

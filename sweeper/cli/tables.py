@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from rich.console import Console, Group
 from rich.table import Table
@@ -11,6 +11,8 @@ from rich.text import Text
 from sweeper.records import TrialState
 from sweeper.study.plan import StudyPlan
 from sweeper.study.read import TrialView
+from sweeper.sweep.expected import Expected
+from sweeper.sweep.forecast.forecast import Range
 from sweeper.sweep.query import Status
 from sweeper.sweep.result import SweepResult, describe_states
 
@@ -44,6 +46,17 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+def range_text(value: Range, shown: Callable[[float], str]) -> str:
+    """`4m10s (80 %: 3m20s - 5m00s)`."""
+    return f"{shown(value.mid)} (80 %: {shown(value.low)} - {shown(value.high)})"
+
+
+def expected_text(expected: Expected) -> str:
+    """`forecast 4m10s (80 %: 3m20s - 5m00s), took 4m26s`."""
+    took = f", took {duration(expected.took)}" if expected.took is not None else ""
+    return f"forecast {range_text(expected.seconds, duration)}{took}"
+
+
 def trial_table(plan: StudyPlan, trials: Iterable[TrialView], best: TrialView | None) -> Table:
     """One line a trial; the winner is marked."""
     keys = sorted(plan.space)
@@ -71,6 +84,10 @@ def print_result(console: Console, result: SweepResult, flags: str = "") -> None
     console.print(trial_table(result.plan, result.trials, result.best))
     console.print()
     console.print(f"{describe_states(result.states)} in {duration(result.seconds)}", highlight=False)
+    if result.shared is not None:
+        console.print(result.shared.sentence(len(result.trials)), highlight=False)
+    if result.expected is not None:
+        console.print(expected_text(result.expected), highlight=False)
     console.print(Text(result.verdict(), style="bold"), soft_wrap=True)
     if result.best is None:
         return
@@ -117,6 +134,7 @@ def status_view(now: Status) -> Group:
     return Group(
         Text(f"{now.place.study}: {who}", style="bold"),
         Text(f"{describe_states(now.states) or 'no trials yet'}{best}"),
+        *([Text(expected_text(now.expected))] if now.expected is not None else []),
         trial_table(now.plan, now.trials, now.best),
     )
 

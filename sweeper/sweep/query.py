@@ -14,6 +14,7 @@ from sweeper.errors import ResourceError, StudyError
 from sweeper.records import TrialState
 from sweeper.study.plan import StudyPlan
 from sweeper.study.read import DecisionView, DriverView, ReportView, StudyReader, TrialView
+from sweeper.sweep.expected import FORECAST, TOOK, Expected, expected
 from sweeper.sweep.home import Home
 
 
@@ -39,6 +40,7 @@ class Status:
     driver: DriverView | None
     trials: tuple[TrialView, ...]
     best: TrialView | None
+    expected: Expected | None = None  # of the last run: its first forecast, and what it took
 
     @property
     def states(self) -> Mapping[TrialState, int]:
@@ -85,8 +87,14 @@ def find(name: str | None = None, *, home: Path | str | None = None, storage: st
 def status(place: Place) -> Status:
     """Where the sweep stands now."""
     reader = place.reader()
+    study = place.study
     return Status(
-        place, reader.plan(place.study), reader.driver(place.study), tuple(reader.trials(place.study)), reader.best(place.study)
+        place,
+        reader.plan(study),
+        reader.driver(study),
+        tuple(reader.trials(study)),
+        reader.best(study),
+        expected(reader.events(study, FORECAST), reader.events(study, TOOK)),
     )
 
 

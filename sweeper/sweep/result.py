@@ -17,7 +17,9 @@ from sweeper.evaluation.significance import compare
 from sweeper.records import Comparison, TrialState, Verdict
 from sweeper.study.plan import StudyPlan
 from sweeper.study.read import StudyReader, TrialView
+from sweeper.sweep.expected import FORECAST, TOOK, Expected, expected
 from sweeper.sweep.home import Home
+from sweeper.sweep.sharing import EVENT, Shared, shared
 
 DEFAULT_TRIAL = 0
 """Number of the trial that trains the default configuration, in every study."""
@@ -46,6 +48,8 @@ class SweepResult:
     seconds: float
     tracked: str | None = None  # where a person looks at the sweep in its tracker
     drained: str = ""
+    expected: Expected | None = None  # the last run's forecast, and what it took
+    shared: Shared | None = None  # which engines trained; None where every trial had a worker of its own
 
     @property
     def states(self) -> Mapping[TrialState, int]:
@@ -148,6 +152,8 @@ def sweep_result(
         seconds=seconds,
         tracked=tracked,
         drained=drained,
+        expected=expected(reader.events(study, FORECAST), reader.events(study, TOOK)),
+        shared=shared(reader.events(study, EVENT)),
     )
 
 

@@ -31,6 +31,7 @@ from sweeper.sweep.home import Home
 from sweeper.sweep.listen import Listener, Silent
 from sweeper.sweep.prepare import Prepared, held_device, prepare
 from sweeper.sweep.result import SweepResult, sweep_result
+from sweeper.sweep.sharing import SharingLog
 from sweeper.sweep.signals import sigterm_interrupts
 from sweeper.sweep.source import SweepSource
 from sweeper.tracking.privacy import quiet
@@ -109,11 +110,16 @@ def _mlflow_uri(spec: SweepSpec) -> str | None:
 
 def _train(ready: Prepared, gateway: Gateway, watch: Listener, outbox: Outbox, started: float) -> None:
     from sweeper.executors.factory import build_executor
+    from sweeper.sweep.expect import Expecting
 
-    source = SweepSource(gateway, watch, DriverDepot(ready.home, ready.spec.executor))
-    executor = build_executor(ready.spec, ready.engine_setup(), ready.home.depot)
+    log = SharingLog(gateway.ledger, gateway.term, ready.choice.kind, watch)
+    expecting = Expecting(ready, gateway, watch, log)
+    source = SweepSource(gateway, expecting, DriverDepot(ready.home, ready.spec.executor))
+    executor = build_executor(ready.arranged(), ready.engine_setup(), ready.home.depot, watch=expecting, choice=ready.choice)
     try:
+        expecting.train()
         executor.run(source)
+        expecting.trained()
     except KeyboardInterrupt:
         gateway.interrupt()
         _say_ended(gateway, finished=False, reason="interrupted")

@@ -113,8 +113,8 @@ class Estimator:
         ready = bool(self._source) or (self._observed.known and not self._fresh)
         if self.first is not None or not ready:
             return None
-        found = self._forecast(100, 1.0)
         after = time.monotonic() - self._began
+        found = self._forecast(100, 1.0)
         self.first = First(found.seconds.shifted(after), after, self._source or "reports")
         return self.first
 

@@ -1,0 +1,158 @@
+"""`plan`: what a sweep will cost before it costs anything: trials, device hours, money, the time it ends, and what it needs.
+
+    prepare, as `run` does -> two configurations in the real engine, for a minute -> hundreds of simulated sweeps
+
+A study that has trials already is not probed: its own speed and survival rates count, and only the rest is forecast.
+Does not know how it is printed. Cost: `prepare`, `seconds` of probing, and some seconds of simulation. Writes nothing to the study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sweeper.records import ParamValue
+from sweeper.spec.load import load_spec
+from sweeper.spec.space import Dimension, ValuesDimension
+from sweeper.study.budget import Device
+from sweeper.study.plan import StudyPlan
+from sweeper.sweep.forecast.forecast import Forecast, Range, forecast
+from sweeper.sweep.forecast.layout import CLUSTER_SECONDS, WORKER_SECONDS, frame_of, past_of, remember, setup_of
+from sweeper.sweep.forecast.outlook import Configurations, History
+from sweeper.sweep.forecast.probe import Probe, batch_ends, cores, probe
+from sweeper.sweep.forecast.simulate import World
+from sweeper.sweep.forecast.speed import Passes, Speed
+from sweeper.sweep.home import Home
+from sweeper.sweep.prepare import Prepared, held_device, prepare
+
+SECONDS = 60.0
+
+PRIOR = (
+    "nobody knows the learning curves to come: simulated trials improve alike, an early order gives way to a final one, and "
+    "hyperparameters do not matter to it; none fails"
+)
+OWN_RATES = "trials are stopped and fail at the rates of this study so far"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: the peak of one engine as probed, and what this machine (or its device) has in all."""
+
+    engine: int
+    engines: int
+    machine: int
+    fits: str = ""  # in a sentence
+
+    @property
+    def enough(self) -> bool:
+        """Whether all engines fit."""
+        return self.engine * self.engines <= self.machine
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """The answer of `plan`. `probe` and `memory` are None where the study's own trials told the speed."""
+
+    study: str
+    executor: str
+    forecast: Forecast
+    speed: Speed
+    device: Device
+    price: float | None  # of a device hour
+    history: History
+    probe: Probe | None
+    memory: Memory | None
+    assumed: str
+    notices: tuple[str, ...]
+
+    @property
+    def money(self) -> Range | None:
+        """What the device hours to come cost, where a price is known."""
+        return self.forecast.device_hours.scaled(self.price) if self.price is not None else None
+
+
+def plan(
+    source: Path | str | Mapping[str, object],
+    *,
+    overrides: Sequence[str] = (),
+    home: Path | str | None = None,
+    price: float | None = None,
+    seconds: float = SECONDS,
+    workers: int | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> Outlook:
+    """Forecasts a sweep, or the rest of one.
+
+    `price`: of an hour of a GPU, or of a core where engines have none (default: search.budget.price); `seconds`: at most so long
+    is probed; `workers`: engines to plan for, in place of those that this machine has room for.
+    Raises SpecError, DataError, ModelError or ResourceError for what the user can mend.
+    """
+    spec = load_spec(source, overrides)
+    notices: list[str] = []
+    ready = prepare(spec, Home.at(home), progress, notices.append)
+    if progress is not None:
+        progress("probe", 0, None)
+    frame = frame_of(ready, workers)
+    history, observed = past_of(ready, frame)
+    measured: Probe | None = None
+    if observed.known:
+        speed = observed.speed(frame)
+    else:
+        measured, speed = _probed(ready, frame, seconds)
+        remember(ready, speed)
+    if progress is not None:
+        progress("simulate", 0, None)
+    device = held_device(spec)
+    world = World(ready.plan, speed, Configurations(ready.plan, history), history, device)
+    return Outlook(
+        study=spec.name,
+        executor=ready.choice.kind,
+        forecast=forecast(world),
+        speed=speed,
+        device=device,
+        price=price if price is not None else spec.search.budget.price,
+        history=history,
+        probe=measured,
+        memory=_memory(ready, measured, speed.engines) if measured is not None else None,
+        assumed=OWN_RATES if history.judged else PRIOR,
+        notices=tuple(notices),
+    )
+
+
+def _probed(ready: Prepared, frame: Speed, seconds: float) -> tuple[Probe, Speed]:
+    setup = setup_of(ready)
+    found = probe(setup, ready.plan.defaults, _largest(ready.plan), seconds=seconds)
+    around = 0.0 if ready.choice.kind == "local" else CLUSTER_SECONDS + WORKER_SECONDS
+    speed = replace(
+        frame,
+        passes=Passes(stretch.point for stretch in found.stretches),
+        read_seconds=found.read_seconds,
+        slots=found.capacity.slots,
+        micro_tokens=found.capacity.micro_tokens or frame.micro_tokens,
+        start_seconds=around + found.build_seconds,
+        turn_seconds=found.turn_seconds,
+    )
+    return found, speed
+
+
+def _largest(plan: StudyPlan) -> Mapping[str, ParamValue]:
+    """The default configuration with the largest batch and rank that the space holds."""
+    changed = {key: _top(plan.space[key], plan.defaults[key]) for key in ("batch_size", "rank") if key in plan.space}
+    return batch_ends([plan.defaults, {**plan.defaults, **changed}])
+
+
+def _top(dimension: Dimension, default: ParamValue) -> ParamValue:
+    values = dimension.values if isinstance(dimension, ValuesDimension) else [dimension.high]
+    return max((value for value in (*values, default) if isinstance(value, int | float)), default=default)
+
+
+def _memory(ready: Prepared, found: Probe, engines: int) -> Memory:
+    setup = setup_of(ready)
+    if setup.device != "cpu":
+        import torch
+
+        return Memory(found.peak_bytes, 1, int(torch.cuda.get_device_properties(0).total_memory))
+    import psutil
+
+    return Memory(found.peak_bytes, min(engines, cores()), int(psutil.virtual_memory().total))
