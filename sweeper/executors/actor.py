@@ -15,28 +15,28 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import ray
 
 from sweeper.engine.base import Capacity, Ended, Engine, EngineSetup, Event
 from sweeper.engine.depot import FolderDepot
 from sweeper.errors import TrialError, UserError
-from sweeper.executors.base import capacity_of
 from sweeper.executors.plan import Plan, told
 from sweeper.executors.porter import RayDepot, receive
 from sweeper.records import Action, Decision, Depot, Ending, Outcome, ReportKind, TrialSpec
 
 MESSAGE_SECONDS = 1.0
+PLANNED = 0.9
+"""Share of an engine's part of the memory that it plans with; the rest is for evaluations and for other programs."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What of the setup is one engine's own. `slots` and `micro_tokens` are set after a death, to half of what it had."""
+    """What is one engine's own: its part of the node's memory; after a death slots and tokens of a pass, half of what it had."""
 
+    share: float = 1.0
     slots: int | None = None
     micro_tokens: int | None = None
-    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class EngineActor:
         self._parked: set[int] = set()
         self._events: list[Event] = []
 
-    def hello(self) -> tuple[str, str]:
-        """This worker's name, and its node."""
-        return self._name(), str(ray.get_runtime_context().get_node_id())
+    def hello(self) -> tuple[int, str]:
+        """This worker's process, and its node."""
+        return os.getpid(), str(ray.get_runtime_context().get_node_id())
 
     def open(self, limits: Limits) -> Message:
         """Fetches what this node lacks and builds the engine."""
@@ -145,22 +145,24 @@ class EngineActor:
         plan: Plan = ray.get(self._porter.plan.remote())
         os.environ["OMP_NUM_THREADS"] = str(plan.setup.threads)
         setup = limited(receive(plan.setup, plan.kinds, self._porter), limits)
-        setup = replace(setup, worker=self._name())
+        setup = replace(setup, worker=f"{ray.util.get_node_ip_address()}:{os.getpid()}")
         depot: Depot = FolderDepot(plan.storage) if plan.storage else RayDepot(self._porter)
         self._engine = plan.factory(setup, depot)
-        return capacity_of(self._engine, setup)
-
-    def _name(self) -> str:
-        return f"{ray.util.get_node_ip_address()}:{os.getpid()}"
+        return self._engine.capacity()
 
 
 def limited(setup: EngineSetup, limits: Limits) -> EngineSetup:
-    """`setup` with what is this engine's own."""
-    given: dict[str, Any] = {name: value for name, value in vars(limits).items() if value is not None}
-    return replace(setup, **given)
+    """`setup` with what is this engine's own. With slots given nothing is measured, so memory need not be shared out."""
+    if limits.slots is not None and limits.micro_tokens is not None:
+        return replace(setup, slots=limits.slots, micro_tokens=limits.micro_tokens)
+    if setup.slots > 0 or setup.memory is not None or limits.share >= 1:
+        return setup
+    from sweeper.engine.room import free_bytes
+
+    return replace(setup, memory=int(PLANNED * limits.share * free_bytes(setup.device)))
 
 
-def halved(setup: EngineSetup, had: Capacity) -> Limits:
+def halved(limits: Limits, setup: EngineSetup, had: Capacity) -> Limits:
     """What an engine gets after one with `had` has died: half the slots, and half the tokens in one pass, but a chunk at least."""
     least = setup.training.chunk_tokens or 1
-    return Limits(slots=max(1, had.slots // 2), micro_tokens=max(least, had.micro_tokens // 2))
+    return replace(limits, slots=max(1, had.slots // 2), micro_tokens=max(least, had.micro_tokens // 2))

@@ -40,7 +40,6 @@ __all__ = [
     "TrialSource",
     "Watch",
     "calls_for_engine",
-    "capacity_of",
     "drive",
     "trial_engine",
 ]
@@ -96,12 +95,6 @@ class Unwatched:
 
     def sharing(self, sharing: Sharing) -> None:
         """Nothing."""
-
-
-def capacity_of(engine: Engine, setup: EngineSetup) -> Capacity:
-    """How many trials share the engine's model."""
-    found: Capacity = engine.capacity() if hasattr(engine, "capacity") else Capacity(setup.slots, setup.micro_tokens or 0)
-    return found
 
 
 def trial_engine(setup: EngineSetup, depot: Depot) -> Engine:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweeper.engine.node import cache_root
 from sweeper.errors import ResourceError
 
 PIECE_BYTES = 32 << 20
@@ -51,11 +51,6 @@ def manifest(root: Path, inside: str = ".", skip: Collection[str] = ()) -> Manif
             while piece := file.read(PIECE_BYTES):
                 digest.update(piece)
     return Manifest(digest.hexdigest(), files)
-
-
-def cache_root() -> Path:
-    """`SWEEPER_CACHE`, by default ~/.cache/sweeper."""
-    return Path(os.environ.get("SWEEPER_CACHE") or "~/.cache/sweeper").expanduser()
 
 
 def cached(kind: str, what: Manifest, read: Read) -> Path:

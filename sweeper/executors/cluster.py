@@ -12,10 +12,11 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -28,11 +29,18 @@ NAMESPACE = "sweeper"
 
 @dataclass(frozen=True)
 class Room:
-    """What one sweep may use of the cluster: trials at once, and what each of them gets."""
+    """What one sweep may use of the cluster: workers (or engines) at once, what each of them gets, and how many a node holds."""
 
     workers: int
     cpus: float
     gpus: float
+    nodes: Mapping[str, int] = field(default_factory=dict)
+
+    def share(self, node: str) -> float:
+        """The part of a node's memory, or of a GPU's, that one of them may take."""
+        if self.gpus:
+            return min(1.0, self.gpus)
+        return 1 / max(1, min(self.workers, self.nodes.get(node, 1)))
 
 
 @contextmanager
@@ -51,18 +59,19 @@ def cluster(spec: ExecutorSpec) -> Iterator[Room]:
             ray.shutdown()
 
 
-def room(spec: ExecutorSpec, nodes: list[dict[str, dict[str, float]]]) -> Room:
+def room(spec: ExecutorSpec, nodes: list[dict[str, Any]]) -> Room:
     """How many trials the nodes (as `ray.nodes()` gives them) hold at once. Raises ResourceError if it is none."""
     have = [(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0)) for node in nodes]
     gpus = spec.gpus if spec.gpus is not None else float(any(gpu >= 1 for _, gpu in have))
-    fits = sum(_fits(cpu, gpu, spec.cpus, gpus) for cpu, gpu in have)
+    each = {str(node.get("NodeID", i)): _fits(*one, spec.cpus, gpus) for i, (node, one) in enumerate(zip(nodes, have, strict=True))}
+    fits = sum(each.values())
     if fits < 1:
         largest = ", ".join(f"{cpu:g} CPUs and {gpu:g} GPUs" for cpu, gpu in have) or "no node"
         raise ResourceError(
             f"a trial asks for executor.cpus {spec.cpus:g} and gpus {gpus:g}, but the nodes of the cluster have {largest}; "
             "lower executor.cpus or executor.gpus, or add a node"
         )
-    return Room(min(fits, spec.workers or fits), spec.cpus, gpus)
+    return Room(min(fits, spec.workers or fits), spec.cpus, gpus, each)
 
 
 def _fits(cpu: float, gpu: float, cpus: float, gpus: float) -> int:

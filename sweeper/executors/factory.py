@@ -93,7 +93,7 @@ def build_executor(
 def engine_setup(spec: SweepSpec, setup: EngineSetup, choice: Choice) -> EngineSetup:
     """`setup` with threads, slots and memory. Slots are measured unless given; a fixed order measures nothing."""
     executor, fixed = spec.executor, spec.search.deterministic
-    slots = (executor.slots or (DETERMINISTIC_SLOTS if fixed else _measured())) if choice.packs else 1
+    slots = (executor.slots or (DETERMINISTIC_SLOTS if fixed else 0)) if choice.packs else 1
     return replace(
         setup,
         threads=max(1, int(executor.cpus)),
@@ -102,9 +102,3 @@ def engine_setup(spec: SweepSpec, setup: EngineSetup, choice: Choice) -> EngineS
         memory=int(executor.memory) if executor.memory is not None else None,
         deterministic=fixed,
     )
-
-
-def _measured() -> int:
-    from importlib.util import find_spec
-
-    return 0 if find_spec("sweeper.engine.capacity") else 1

@@ -6,7 +6,7 @@ Does not know: Ray, or how the engine trains. Costs nothing over the engine.
 from __future__ import annotations
 
 from sweeper.engine.base import EngineSetup
-from sweeper.executors.base import EngineFactory, Unwatched, Watch, capacity_of, drive, trial_engine
+from sweeper.executors.base import EngineFactory, Unwatched, Watch, drive, trial_engine
 from sweeper.records import Depot, TrialSource
 
 
@@ -23,6 +23,6 @@ class LocalExecutor:
         """Builds the engine, trains until the source is Done, and lets go of the engine. See `base.drive`."""
         engine = self._factory(self._setup, self._depot)
         try:
-            drive(engine, trials, capacity_of(engine, self._setup), self._watch)
+            drive(engine, trials, engine.capacity(), self._watch)
         finally:
             engine.close()

@@ -42,7 +42,7 @@ from sweeper.executors.cluster import Room, cluster
 from sweeper.executors.interrupt import Interrupts, deferred
 from sweeper.executors.plan import Plan, user_error
 from sweeper.executors.porter import parcels, start_porter
-from sweeper.executors.remote import LEASE_SECONDS, EngineLostError, Phase, RemoteEngine
+from sweeper.executors.remote import LEASE_SECONDS, EngineHungError, EngineLostError, Phase, RemoteEngine
 from sweeper.records import Decision, Done, Ending, Outcome, Report, ReportKind, TrialSource, Wait
 from sweeper.spec.models import ExecutorSpec
 
@@ -200,7 +200,7 @@ class _Fleet:
         try:
             return engine.answer()
         except EngineLostError as error:
-            self._lost(engine, str(error))
+            self._lost(engine, error)
             return Message()
 
     def _keep_leases(self, came: set[Any], seconds: float) -> None:
@@ -210,7 +210,7 @@ class _Fleet:
             try:
                 engine.waited(seconds)
             except EngineLostError as error:
-                self._lost(engine, str(error))
+                self._lost(engine, error)
         if time.monotonic() - self._heard > SILENT_SECONDS:
             self._heard = time.monotonic()
             if not any(node["Alive"] for node in ray.nodes()):
@@ -218,17 +218,18 @@ class _Fleet:
 
     # Engines that die.
 
-    def _lost(self, engine: RemoteEngine, why: str) -> None:
+    def _lost(self, engine: RemoteEngine, error: EngineLostError) -> None:
         """Gives the trials of a dead engine back, and starts another in its place."""
+        why = str(error)
         had, began = engine.capacity, engine.phase is Phase.READY
         said = [event for other, event in self._events if other is engine]
-        lost = engine.lose()
+        lost = engine.lose(hung=isinstance(error, EngineHungError))
         alone = sum(reached for _, reached in lost) == 1
         for trial, reached in lost:
             if not any(isinstance(event, Ended) and event.trial == trial.number for event in said):
                 self._events.append((engine, Ended(trial.number, self._outcome(trial.number, reached, alone, why))))
         if began and had is not None:
-            limits = halved(self._setup, had)
+            limits = halved(engine.limits, self._setup, had)
             self._watch.notice(
                 f"an engine was lost ({why}) with {len(lost)} trials inside, which go on from their last checkpoints; "
                 f"a new one starts with half its room: {limits.slots} slots, {limits.micro_tokens} tokens in a pass"

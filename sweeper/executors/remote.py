@@ -12,10 +12,15 @@ Does not know the source of trials. Cost: nothing but its calls.
 from __future__ import annotations
 
 import enum
+import os
+import signal
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeper.engine.base import Capacity, Ended
 from sweeper.executors.actor import EngineActor, Limits, Message, Orders
@@ -46,13 +51,16 @@ class EngineLostError(Exception):
     """An engine died, hung, or raised what no engine may raise; the sentence says which."""
 
 
+class EngineHungError(EngineLostError):
+    """It has a process, which may be deaf."""
+
+
 class RemoteEngine:
     """See above. `inside` are the trials handed out to it, `parked` those of them that wait for a decision."""
 
     def __init__(self, index: int, porter: tuple[str, str], room: Room, least_lease: float = LEASE_SECONDS) -> None:
         self.index = index
         self.phase = Phase.GONE
-        self.worker = ""
         self.capacity: Capacity | None = None
         self.limits = Limits()
         self.inside: dict[int, TrialSpec] = {}
@@ -60,6 +68,8 @@ class RemoteEngine:
         self.call: Any = None
         self.failed_starts = 0
         self._actor: Any = None
+        self._pid = 0
+        self._node = ""
         self._porter = porter
         self._room = room
         self._trials: list[TrialSpec] = []  # of the next call
@@ -117,11 +127,11 @@ class RemoteEngine:
         self._send(self._actor.work.remote(orders))
 
     def waited(self, seconds: float) -> None:
-        """Counts time that the driver listened. Raises EngineLostError when the lease is over."""
+        """Counts time that the driver listened. Raises EngineHungError when the lease is over."""
         self._waited += seconds
         lease = self.lease
         if self.call is not None and lease is not None and self._waited > lease:
-            raise EngineLostError(f"it said nothing for {self._waited:.0f} s")
+            raise EngineHungError(f"it said nothing for {self._waited:.0f} s")
 
     @property
     def lease(self) -> float | None:
@@ -144,7 +154,8 @@ class RemoteEngine:
         except RayError as error:
             raise EngineLostError("worker died") from error
         if self.phase is Phase.STARTING:
-            self.worker, _ = said
+            self._pid, self._node = said
+            self.limits = replace(self.limits, share=self._room.share(self._node))
             self.phase = Phase.OPENING
             self._send(self._actor.open.remote(self.limits))
             return Message()
@@ -163,13 +174,18 @@ class RemoteEngine:
         self.call = None
         return [call for call in calls if call is not None]
 
-    def lose(self) -> list[tuple[TrialSpec, bool]]:
-        """Ends the actor, and empties its slots: the trials that were inside, and whether each had reached it."""
+    def lose(self, hung: bool) -> list[tuple[TrialSpec, bool]]:
+        """Ends the actor, and empties its slots: the trials that were inside, and whether each had reached it.
+
+        A process that `hung` may be one that hears nobody; it is ended by its node, or would keep its memory.
+        """
         unsent = {trial.number for trial in self._trials}
         lost = [(trial, trial.number not in unsent) for trial in self.inside.values()]
         if self.phase is not Phase.READY:
             self.failed_starts += 1
         self.kill()
+        if hung:
+            _end_process(self._node, self._pid)
         self.inside.clear()
         self.parked.clear()
         self._trials, self._decisions = [], []
@@ -186,3 +202,12 @@ class RemoteEngine:
     def _send(self, call: Any) -> None:
         self.call = call
         self._waited = 0.0
+
+
+def _end_process(node: str, pid: int) -> None:
+    if node == ray.get_runtime_context().get_node_id():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return
+    there = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    ray.remote(os.kill).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(pid, signal.SIGKILL)

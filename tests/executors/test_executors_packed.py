@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
 import pytest
 
-from sweeper.executors.base import EngineFactory
+from sweeper.errors import ModelError, ResourceError
+from sweeper.executors.base import EngineFactory, Sharing
 from sweeper.executors.packed import PackedExecutor
-from sweeper.records import Executor
+from sweeper.executors.replay import Replay
+from sweeper.records import Ending, Executor, Outcome, Report, ReportKind, TrialSpec
 from sweeper.spec.models import ExecutorSpec
-from tests.contracts.executor import ExecutorContract, Make, setup
+from tests.contracts.executor import Action, Curves, ExecutorContract, Make, Recorder, pids, setup, trial
+from tests.support.engines import Deadly, Dying, Faulty, FullDisk, Refusing
 
 
 @pytest.fixture
@@ -34,3 +43,188 @@ class TestTwoEnginesOfOneSlot(ExecutorContract):
             return PackedExecutor(setup(tmp_path), depot_root, ExecutorSpec(workers=2), factory)
 
         return build
+
+
+class GivesBack(Recorder):
+    """Queues a preempted trial again, from its last checkpoint, as a study does."""
+
+    def on_end(self, trial: int, outcome: Outcome) -> None:
+        super().on_end(trial, outcome)
+        if outcome.ending is Ending.PREEMPTED:
+            known = [r.checkpoint for r in self.reports if r.trial == trial and r.checkpoint]
+            again = replace(self.given[trial], attempt=self.given[trial].attempt + 1)
+            self.queue.append(replace(again, resume_from=outcome.checkpoint or (known[-1] if known else None)))
+
+
+class Watching:
+    """Keeps what an executor said of its engines."""
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+        self.shared: list[Sharing] = []
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+    def sharing(self, sharing: Sharing) -> None:
+        self.shared.append(sharing)
+
+
+@dataclass
+class Packed:
+    """Builds executors of some engines and slots."""
+
+    folder: Path
+    watch: Watching
+
+    def __call__(self, engine: EngineFactory, engines: int = 2, slots: int = 2, **settings: object) -> PackedExecutor:
+        given = replace(setup(self.folder, slots=slots), micro_tokens=512, **settings)
+        return PackedExecutor(given, self.folder / "home", ExecutorSpec(workers=engines), engine, self.watch)
+
+
+@pytest.fixture
+def packed(tmp_path: Path, ray_cluster: Path) -> Packed:
+    return Packed(tmp_path, Watching())
+
+
+def longer(number: int) -> TrialSpec:
+    """A trial with a rung at its first of ten evaluations."""
+    return replace(trial(number), evaluations=tuple(range(10, 110, 10)), examples=100)
+
+
+def test_trials_are_spread_over_the_engines_and_the_most_inside_one_is_told(packed: Packed, tmp_path: Path) -> None:
+    log = tmp_path / "pids"
+    source = Recorder([trial(n) for n in range(7)])
+    packed(Replay(Curves(str(log)), 0.2), slots=3).run(source)
+    assert set(source.endings().values()) == {Ending.COMPLETED}
+    assert source.most_running == 6
+    firsts = Counter(found[0] for number, found in pids(log).items() if number < 6)
+    assert sorted(firsts.values()) == [3, 3]
+    assert packed.watch.notices == ["2 engines of 3 slots"]
+    assert (len(packed.watch.shared[-1].engines), packed.watch.shared[-1].most) == (2, 3)
+
+
+def test_an_engine_stays_warm_and_admits_while_others_train(packed: Packed, tmp_path: Path) -> None:
+    log = tmp_path / "pids"
+    source = Recorder([longer(0), *(trial(n) for n in range(1, 5))])
+    packed(Replay(Curves(str(log)), 0.1), engines=1).run(source)
+    assert len({pid for found in pids(log).values() for pid in found}) == 1
+    ended = [number for number, _ in source.ends]
+    assert ended.index(0) > ended.index(1), "trial 2 and later came while trial 0 went on"
+    assert source.most_running == 2
+
+
+def test_a_killed_engine_gives_all_its_trials_back_and_leaves_the_other_alone(packed: Packed, tmp_path: Path) -> None:
+    log = tmp_path / "pids"
+    killed: list[int] = []
+
+    def answer(source: Recorder, report: Report) -> Action:
+        if report.trial == 0 and report.nominal == 30 and not killed:
+            killed.append(pids(log)[0][-1])
+            os.kill(killed[0], signal.SIGKILL)
+        return Action.CONTINUE
+
+    source = GivesBack([longer(n) for n in range(4)], answer)
+    packed(Replay(Curves(str(log)), 0.2)).run(source)
+    assert source.endings() == dict.fromkeys(range(4), Ending.COMPLETED)
+    back = sorted(number for number, outcome in source.ends if outcome.ending is Ending.PREEMPTED)
+    assert back == [0, 2], "the neighbour in the same engine, and none of the other"
+    assert all("worker died" in outcome.reason for _, outcome in source.ends if outcome.ending is Ending.PREEMPTED)
+    for number in (0, 2):
+        assert source.given[number].resume_from is not None
+        assert source.nominals(number)[-8:] == list(range(30, 110, 10)), "it went on at most two evaluations behind"
+    for number in (1, 3):
+        assert source.nominals(number) == list(range(10, 110, 10))
+    assert "half its room: 1 slots, 256 tokens" in packed.watch.notices[-1]
+
+
+def test_a_trial_that_kills_every_engine_fails_and_costs_no_other(packed: Packed) -> None:
+    source = GivesBack([longer(0), longer(1), longer(2)])
+    packed(Replay(Deadly(1), 0.1), engines=1, slots=2).run(source)
+    assert source.endings() == {0: Ending.COMPLETED, 1: Ending.FAILED, 2: Ending.COMPLETED}
+    assert "with no other trial inside" in [o.reason for n, o in source.ends if n == 1][-1]
+
+
+def test_an_error_that_no_engine_may_raise_is_as_a_death(packed: Packed) -> None:
+    source = GivesBack([trial(0), trial(1)])
+    packed(Replay(Faulty(), 0.1), engines=1, slots=1).run(source)
+    assert source.endings() == {0: Ending.FAILED, 1: Ending.COMPLETED}
+    assert "ZeroDivisionError: a bug in the engine" in [o.reason for n, o in source.ends if n == 0][-1]
+
+
+def test_an_engine_that_hangs_is_given_up_and_its_trials_come_back(packed: Packed, tmp_path: Path) -> None:
+    log = tmp_path / "pids"
+    stopped: list[int] = []
+
+    def answer(source: Recorder, report: Report) -> Action:
+        if report.trial == 0 and report.nominal == 20 and not stopped:
+            stopped.append(pids(log)[0][-1])
+            os.kill(stopped[0], signal.SIGSTOP)
+        return Action.CONTINUE
+
+    source = GivesBack([longer(0), longer(1)], answer)
+    executor = PackedExecutor(
+        setup(tmp_path), tmp_path / "home", ExecutorSpec(workers=2), Replay(Curves(str(log)), 0.05), packed.watch, lease=2.0
+    )
+    executor.run(source)
+    assert source.endings() == {0: Ending.COMPLETED, 1: Ending.COMPLETED}
+    assert any("it said nothing for" in outcome.reason for _, outcome in source.ends)
+    assert not psutil.pid_exists(stopped[0]) or psutil.Process(stopped[0]).status() == psutil.STATUS_ZOMBIE, "it was deaf"
+
+
+def test_a_lease_counts_no_time_in_which_the_driver_did_not_listen(packed: Packed, tmp_path: Path) -> None:
+    def answer(source: Recorder, report: Report) -> Action:
+        if report.nominal == 20:
+            time.sleep(3)
+        return Action.CONTINUE
+
+    source = Recorder([trial(0), trial(1)], answer)
+    executor = PackedExecutor(
+        setup(tmp_path), tmp_path / "home", ExecutorSpec(workers=2), Replay(Curves(), 0.3), packed.watch, lease=2.0
+    )
+    executor.run(source)
+    assert source.endings() == {0: Ending.COMPLETED, 1: Ending.COMPLETED}
+    assert not any("lost" in notice for notice in packed.watch.notices)
+
+
+def test_a_model_that_no_engine_can_use_ends_the_sweep_before_any_trial(packed: Packed) -> None:
+    source = Recorder([trial(0), trial(1)])
+    with pytest.raises(ModelError, match="has no config"):
+        packed(Refusing()).run(source)
+    assert source.given == {}
+
+
+def test_a_full_disk_is_said_in_the_depot_s_own_sentence(packed: Packed) -> None:
+    source = Recorder([trial(0), trial(1)])
+    with pytest.raises(ResourceError, match=r"^the disk of"):
+        packed(FullDisk(), engines=1).run(source)
+    assert set(source.endings().values()) == {Ending.PREEMPTED}
+
+
+def test_engines_that_die_at_their_start_end_the_sweep_with_a_sentence(packed: Packed) -> None:
+    source = Recorder([trial(0)])
+    with pytest.raises(ResourceError, match=r"every engine died 2 times before it was ready .*executor.memory"):
+        packed(Dying(), engines=1).run(source)
+    assert source.given == {}
+
+
+def test_two_deterministic_runs_tell_the_source_the_same_in_the_same_order(packed: Packed) -> None:
+    def run() -> list[tuple[str, int | None]]:
+        def answer(source: Recorder, report: Report) -> Action:
+            return Action.STOP if report.kind is ReportKind.RUNG and report.trial % 3 == 2 else Action.CONTINUE
+
+        source = Recorder([longer(n) if n % 2 else trial(n) for n in range(7)], answer)
+        packed(Replay(Curves(), 0.0), deterministic=True).run(source)
+        return [(what, number) for _, what, number in source.calls if what != "decisions"]
+
+    first, second = run(), run()
+    assert first == second
+    assert len({number for what, number in first if what == "on_end"}) == 7
+
+
+def test_fewer_engines_than_asked_for_are_said(packed: Packed, tmp_path: Path) -> None:
+    PackedExecutor(setup(tmp_path), tmp_path / "home", ExecutorSpec(workers=3), Replay(Curves()), packed.watch).run(Recorder([]))
+    assert "executor.workers is 3, but the cluster has room for 2" in packed.watch.notices[0]
+    fixed = replace(setup(tmp_path), deterministic=True)
+    with pytest.raises(ResourceError, match="needs the 3 engines"):
+        PackedExecutor(fixed, tmp_path / "home", ExecutorSpec(workers=3), Replay(Curves()), packed.watch).run(Recorder([]))

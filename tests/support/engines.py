@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sweeper.engine.base import Engine, EngineSetup
-from sweeper.errors import ModelError
+from sweeper.errors import ModelError, ResourceError
 from sweeper.executors.replay import Replay
 from sweeper.records import Depot, TrialSpec
 from tests.contracts.executor import Curves
@@ -23,6 +25,44 @@ class Faulty:
         if spec.number == 0 and index == 1:
             raise ZeroDivisionError("a bug in the engine\nwith a long story")
         return 1.0
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """A curve whose trial `number` ends its process, as the kernel's out-of-memory killer would."""
+
+    number: int
+
+    def __call__(self, spec: TrialSpec, index: int) -> float:
+        if spec.number == self.number and index == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Dying:
+    """An engine whose process ends while it is built."""
+
+    def __call__(self, given: EngineSetup, depot: Depot) -> Engine:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+@dataclass(frozen=True)
+class FullDisk:
+    """An engine whose depot takes nothing more."""
+
+    def __call__(self, given: EngineSetup, depot: Depot) -> Engine:
+        class Full:
+            def put(self, name: str, files: Mapping[str, bytes]) -> str:
+                raise ResourceError("the disk of the home is full; make room and run the same command again")
+
+            def get(self, name: str) -> dict[str, bytes]:
+                raise FileNotFoundError(name)
+
+            def remove(self, name: str) -> None: ...
+
+        return Replay(Curves())(given, Full())
 
 
 @dataclass(frozen=True)
