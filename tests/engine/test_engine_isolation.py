@@ -59,7 +59,7 @@ def test_a_parked_trial_does_not_stop_its_neighbour(world: World) -> None:
 
 def test_decoding_together_gives_the_same_answers_as_alone(make_world: Callable[..., World]) -> None:
     world = make_world("llama", "instruct")
-    changes = {"metrics": ("exact_match", "rouge_l"), "objective": "rouge_l", "maximize": True, "micro_tokens": 600}
+    changes = {"metrics": ("exact_match", "rouge_l"), "objective": "rouge_l", "maximize": True, "micro_tokens": 2000}
     specs = [trial(i, seed=i, rank=2 + i, dropout=0.1 * i, examples=32) for i in range(3)]
     engine = world.engine(slots=3, **changes)
     together: list[int] = []
