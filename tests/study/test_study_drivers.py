@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from sweeper.errors import ResourceError
+from sweeper.spec.checks import check
 from sweeper.study.database import masked
-from sweeper.study.drivers import engine_options, package_of, parse
+from sweeper.study.drivers import ALLOWED, engine_options, package_of, parse
+from tests.study.study_helpers import make_spec
 
 
 @pytest.mark.parametrize(
@@ -43,3 +45,9 @@ def test_a_password_among_the_parameters_is_masked_as_well() -> None:
     shown = masked(parse("mysql://me:hunter2@here/x?password=hunter3&unix_socket=/run/s"))
     assert "hunter" not in shown
     assert "unix_socket" in shown
+
+
+def test_a_spec_may_name_what_a_study_can_live_in_and_nothing_else() -> None:
+    for family in (*ALLOWED, "mssql", "oracle"):
+        problems = [problem for problem in check(make_spec(storage=f"{family}://here/x")) if problem.path == "storage"]
+        assert (problems == []) == (family in ALLOWED), family

@@ -119,8 +119,8 @@ def test_wait_while_a_running_trial_may_come_back(sqlite: str) -> None:
     gateway.close()
 
 
-def test_ending_twice_changes_nothing(database: str) -> None:
-    gateway = Gateway.open(database, make_plan(), driver="test")
+def test_ending_twice_changes_nothing(two_databases: str) -> None:
+    gateway = Gateway.open(two_databases, make_plan(), driver="test")
     trial = next_trial(gateway)
     assert gateway.end(0, completed(0.5, adapter="adapters/0")) is TrialState.COMPLETE
     events = len(gateway.ledger.pending("t"))
@@ -128,14 +128,14 @@ def test_ending_twice_changes_nothing(database: str) -> None:
     assert gateway.report(report(trial, 10, 0.1)).action is Action.STOP
     assert len(gateway.ledger.pending("t")) == events
     gateway.close()
-    view = StudyReader(database).trial("study", 0)
+    view = StudyReader(two_databases).trial("study", 0)
     assert (view.state, view.value, view.adapter) == (TrialState.COMPLETE, 0.5, "adapters/0")
     with pytest.raises(StudyError, match="no trial 7"):
-        StudyReader(database).trial("study", 7)
+        StudyReader(two_databases).trial("study", 7)
 
 
-def test_the_same_report_twice_gets_the_same_decision_and_is_stored_once(database: str) -> None:
-    gateway = Gateway.open(database, make_plan(search={"trials": 4}), driver="test")
+def test_the_same_report_twice_gets_the_same_decision_and_is_stored_once(two_databases: str) -> None:
+    gateway = Gateway.open(two_databases, make_plan(search={"trials": 4}), driver="test")
     trials = [next_trial(gateway) for _ in range(4)]
     for trial, value in zip(trials, (0.9, 0.8, 0.7), strict=False):
         gateway.report(report(trial, 10, value))
@@ -144,7 +144,7 @@ def test_the_same_report_twice_gets_the_same_decision_and_is_stored_once(databas
     assert gateway.report(report(trials[3], 10, 0.99)) == first
     assert len([event for event in gateway.ledger.pending("t") if event.kind == "report" and event.trial == 3]) == 1
     gateway.close()
-    assert [view.metrics["validation/accuracy"] for view in StudyReader(database).reports("study", 3)] == [0.2]
+    assert [view.metrics["validation/accuracy"] for view in StudyReader(two_databases).reports("study", 3)] == [0.2]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -301,17 +301,17 @@ def test_two_drivers_of_one_study_but_not_of_two(sqlite: str) -> None:
     assert sorted(StudyReader(sqlite).studies()) == ["other", "study"]
 
 
-def test_several_objectives_are_told_at_the_end_and_make_a_front(database: str) -> None:
+def test_several_objectives_are_told_at_the_end_and_make_a_front(two_databases: str) -> None:
     plan = make_plan(objective={"metric": ["accuracy", "loss"]}, search={"trials": 4, "pruner": "none"})
     assert plan.directions == ("maximize", "minimize")
-    gateway = Gateway.open(database, plan, driver="test")
+    gateway = Gateway.open(two_databases, plan, driver="test")
     for accuracy, loss in [(0.5, 0.5), (0.6, 0.7), (0.7, 0.4), (0.9, 0.9)]:
         trial = next_trial(gateway)
         gateway.report(report(trial, 10, accuracy))
         gateway.end(trial.number, Outcome(Ending.COMPLETED, metrics={"validation/accuracy": accuracy, "validation/loss": loss}))
     gateway.close()
-    assert [view.number for view in StudyReader(database).best_front("study")] == [2, 3]
-    assert optuna_trials(database)[1].values == [0.6, 0.7]
+    assert [view.number for view in StudyReader(two_databases).best_front("study")] == [2, 3]
+    assert optuna_trials(two_databases)[1].values == [0.6, 0.7]
 
 
 def test_a_constraint_that_is_not_met_keeps_a_trial_from_winning(sqlite: str) -> None:

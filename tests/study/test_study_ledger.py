@@ -149,14 +149,14 @@ print(json.dumps(study.metric_names))
     assert done.returncode == 0, done.stderr
 
 
-def test_deleting_the_study_in_optuna_works_and_is_noticed(database: str) -> None:
-    _small_sweep(database)
-    storage = optuna.storages.RDBStorage(database)
+def test_deleting_the_study_in_optuna_works_and_is_noticed(two_databases: str) -> None:
+    _small_sweep(two_databases)
+    storage = optuna.storages.RDBStorage(two_databases)
     optuna.delete_study(study_name="study", storage=storage)
     assert optuna.get_all_study_names(storage) == []
     storage.engine.dispose()
     with pytest.raises(StudyError, match="lacks trial 0"):
-        Gateway.open(database, make_plan(search={"trials": 6}), driver="test")
+        Gateway.open(two_databases, make_plan(search={"trials": 6}), driver="test")
 
 
 def test_views_answer_questions_in_plain_sql(database: str) -> None:
