@@ -12,7 +12,7 @@ import yaml
 
 import sweeper
 from sweeper.errors import SpecError
-from sweeper.records import Decision, Outcome, Report, ReportKind, TrialSpec, TrialState
+from sweeper.records import Outcome, TrialSpec, TrialState
 from sweeper.sweep.listen import Silent
 from tests.support.cli import sweeper_command
 
@@ -26,16 +26,12 @@ class Watcher(Silent):
         self.notices: list[tuple[float, str]] = []
         self.ends: list[tuple[float, int, TrialState]] = []
         self.starts: list[tuple[int, str | None]] = []
-        self.progress_reports = 0
 
     def notice(self, text: str) -> None:
         self.notices.append((time.monotonic(), text))
 
     def started(self, trial: TrialSpec) -> None:
         self.starts.append((trial.number, trial.resume_from))
-
-    def reported(self, report: Report, decision: Decision) -> None:
-        self.progress_reports += report.kind is ReportKind.PROGRESS
 
     def ended(self, trial: int, outcome: Outcome, state: TrialState) -> None:
         self.ends.append((time.monotonic(), trial, state))
@@ -48,7 +44,7 @@ def _seconds_of_a_trial(spec: dict, home: Path) -> float:
 
 
 def test_a_budget_that_ends_mid_way_leaves_a_winner_and_trials_that_go_on(make_spec, tmp_path: Path) -> None:
-    spec = make_spec(training=LONG, search={"trials": 4, "pruner": "none"})
+    spec = make_spec(training=LONG, search={"trials": 4, "pruner": "none"}, executor={"kind": "local", "slots": 1})
     one = _seconds_of_a_trial(spec, tmp_path)
     spec["search"]["budget"] = {"gpu_hours": 1.5 * one / 3600}
     file = tmp_path / "spec.yaml"
@@ -98,7 +94,7 @@ def test_a_budget_that_ends_mid_way_leaves_a_winner_and_trials_that_go_on(make_s
 
 
 def test_where_nothing_has_completed_the_exit_code_is_3_and_a_sentence_says_why(make_spec, tmp_path: Path) -> None:
-    spec = make_spec(training={**LONG, "epochs": 400}, search={"trials": 2, "budget": {"time": 3}}, tracking=[])
+    spec = make_spec(training={**LONG, "epochs": 400}, search={"trials": 1, "budget": {"time": 3}}, tracking=[])
     file = tmp_path / "spec.yaml"
     file.write_text(yaml.safe_dump(spec))
     ran = sweeper_command("run", file, "--home", tmp_path)
@@ -110,20 +106,35 @@ def test_where_nothing_has_completed_the_exit_code_is_3_and_a_sentence_says_why(
 
 
 def test_running_trials_are_saved_within_a_message_interval(make_spec, tmp_path: Path) -> None:
-    spec = make_spec(training={**LONG, "epochs": 400}, search={"trials": 2, "budget": {"time": 2}}, tracking=[])
+    spec = make_spec(training={**LONG, "epochs": 400}, search={"trials": 3, "budget": {"time": 4}}, tracking=[])
+    spec["executor"] = {"kind": "local", "slots": 3}
     watcher = Watcher()
     sweeper.run(spec, home=tmp_path, listener=watcher)
     said = [at for at, text in watcher.notices if "search.budget.time" in text]
     assert len(said) == 1
-    assert [state for _, _, state in watcher.ends] == [TrialState.WAITING]
-    assert watcher.ends[0][0] - said[0] < 2.0
+    assert [state for _, _, state in watcher.ends] == [TrialState.WAITING] * 3
+    assert watcher.ends[-1][0] - said[0] < 5.0
+
+
+def test_engines_that_share_a_model_drain_as_well(make_spec, tmp_path: Path) -> None:
+    budget = {"gpu_hours": 2 / 3600}
+    spec = make_spec(training={**LONG, "epochs": 400}, search={"trials": 8, "budget": budget}, tracking=[])
+    spec["executor"] = {"kind": "packed", "workers": 2, "slots": 2}
+    result = sweeper.run(spec, home=tmp_path)
+    assert "search.budget.gpu_hours" in result.drained
+    assert {trial.state for trial in result.trials} == {TrialState.WAITING}
+    trained = [trial for trial in result.trials if trial.examples]
+    assert trained
+    assert all(trial.checkpoint and (tmp_path / trial.checkpoint).is_dir() for trial in trained)
+    assert "trials wait with what was trained" in result.verdict()
 
 
 def test_money_is_device_hours_times_the_price(make_spec, tmp_path: Path) -> None:
     budget = {"money": 0.001, "price": 3600 * 0.001 / 0.5}  # half a second of a core
     spec = make_spec(training={**LONG, "epochs": 400}, search={"trials": 2, "budget": budget}, tracking=[])
+    spec["executor"] = {"kind": "local", "slots": 1}
     result = sweeper.run(spec, home=tmp_path)
-    assert "0.001 are spent at 7.2 a core-hour (search.budget.money)" in result.drained
+    assert "of 0.001 are spent at 7.2 a core-hour (search.budget.money)" in result.drained
     assert 0.5 <= result.trials[0].seconds < 5
 
 
