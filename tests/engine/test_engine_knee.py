@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sweeper.engine.curve import Curve
-from sweeper.engine.knee import Pass, work_key, measured_curve, take_turns
+from sweeper.engine.knee import Pass, measured_curve, take_turns, work_key
 from sweeper.engine.lora_net import LoraNet
 from sweeper.engine.workload import MOST_TRIALS, slice_of, workload
 from tests.engine.engine_world import World
