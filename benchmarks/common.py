@@ -112,6 +112,14 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the measurement as JSON")
 
 
+def numbers(text: str) -> list[int]:
+    """`1,2,4`, for argparse."""
+    parts = text.split(",")
+    if not all(part.strip().isdigit() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers above 0, e.g. 1,2,4")
+    return [int(part) for part in parts]
+
+
 def finish(measured: Measurement, file: Path | None) -> int:
     """Prints the table, writes `file` if given, and returns the exit code: 0, or 1 if a goal was missed."""
     facts = measured.machine

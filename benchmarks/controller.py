@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Goal, Measurement, add_output, at_least, at_most, finish, interleaved, median
+from benchmarks.common import Goal, Measurement, add_output, at_least, at_most, finish, interleaved, median, numbers
 from benchmarks.control_loss import Times, lost_share
-from benchmarks.packing import numbers
 
 RUNNING = 1000
 TRIAL_SECONDS = 600.0

@@ -26,8 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Goal, Measurement, add_output, at_least, at_most, finish, median
-from benchmarks.packing import numbers
+from benchmarks.common import Goal, Measurement, add_output, at_least, at_most, finish, median, numbers
 from benchmarks.pool import Arrangement, arrangements, parse_arrangement
 
 ROOT = Path(__file__).parents[1]

@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Goal, Measurement, add_output, at_most, finish
-from benchmarks.packing import numbers
+from benchmarks.common import Goal, Measurement, add_output, at_most, finish, numbers
 from benchmarks.pool import Arrangement, Pool
 from benchmarks.workload import Workload, add_model, workload
 
@@ -103,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measures; returns the exit code."""
     options = _parser().parse_args(arguments)
     if options.quick:
-        options.model, options.trials = "tiny", [1, 2]
+        options.model, options.trials = "tiny", [2]
     with tempfile.TemporaryDirectory(prefix="memory-") as scratch:
         work = workload(options, Path(scratch))
         sides = Sides(work, work.rows("train", [ROW] * 256), work.rows("validation", [ROW] * 32))

@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Goal, Measurement, add_output, at_least, finish, interleaved, median
+from benchmarks.common import Goal, Measurement, add_output, at_least, finish, interleaved, median, numbers
 from benchmarks.pool import Arrangement, Pool, arrangements, parse_arrangement
 from benchmarks.workload import Workload, add_model, workload
 
@@ -201,14 +201,6 @@ def _quicken(options: argparse.Namespace) -> None:
     options.model, options.tokens, options.trials = "tiny", [16, 64], [1, 4]
     options.repeats, options.seconds = 2, 0.1
     options.arrangement = options.arrangement or [Arrangement(1, 1)]
-
-
-def numbers(text: str) -> list[int]:
-    """`1,2,4`, for argparse."""
-    parts = text.split(",")
-    if not all(part.strip().isdigit() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers above 0, e.g. 1,2,4")
-    return [int(part) for part in parts]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,7 +19,6 @@ import numpy as np
 
 from sweeper.data.tokens import TokenInfo, TokenRow, write_token_set
 from sweeper.engine.base import EngineSetup
-from sweeper.engine.probe import CHUNK_TOKENS
 from sweeper.records import ParamValue, TrialSpec
 from sweeper.spec.models import EvaluateSpec, TrainingSpec
 
@@ -78,6 +77,8 @@ class Workload:
 
     def setup(self, train: Path, validation: Path, slots: int, threads: int, micro_tokens: int | None = None) -> EngineSetup:
         """An engine's setup. With `micro_tokens` None it takes as many tokens a pass as it takes in a sweep."""
+        from sweeper.engine.probe import CHUNK_TOKENS
+
         device = self.device.partition(":")[0]
         longest = max_length(train)
         return EngineSetup(
