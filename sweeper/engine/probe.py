@@ -1,6 +1,7 @@
 """What is settled at the start of a study, on the machine that trains: dtype, chunk size, row length.
 
-What was chosen is stored with the study and never changes. How `dtype: auto` chooses is in `dtypes.py`.
+What was chosen is stored with the study and never changes. How `dtype: auto` chooses is in `dtypes.py` (faster?)
+and `agree.py` (like losses?).
 Does not know trials. Cost: the measurement for `dtype: auto`, and reading the config.
 """
 
@@ -12,6 +13,8 @@ from typing import Any
 
 import torch
 
+from sweeper.data.tokens import TokenSet
+from sweeper.engine.agree import MOST_PARAMETERS, compare
 from sweeper.engine.dtypes import layer_shapes, measure
 from sweeper.engine.model import (
     check_folder,
@@ -23,6 +26,7 @@ from sweeper.engine.model import (
     load_config,
     skeleton,
 )
+from sweeper.engine.room import free_bytes
 from sweeper.engine.targets import resolve_targets
 from sweeper.errors import ModelError
 from sweeper.spec.models import TrainingSpec
@@ -37,13 +41,14 @@ def resolve_training(
     threads: int = 1,
     trust_remote_code: bool = False,
     notice: Callable[[str], None] | None = None,
+    data: Path | None = None,
 ) -> TrainingSpec:
     """`training` with dtype, max_length and chunk_tokens as numbers that hold for the whole study.
 
     Raises ModelError for what this engine or model cannot do: a stored base where a model is not packed, more layers than there
     are, targets that name no layer, full fine-tuning with dropout on a model without dropout fields, rows longer than the context.
-    `notice` is told in a sentence each what was chosen where the user left it open: the dtype with what was measured, and that a
-    model is not packed.
+    `data` is the training rows' folder, on which dtypes are compared. `notice` is told in a sentence each what was chosen where the
+    user left it open: the dtype with what was measured, and that a model is not packed.
     """
     check_folder(model_dir)
     config = load_config(model_dir, trust_remote_code)
@@ -63,7 +68,7 @@ def resolve_training(
     dtype: str = training.dtype
     why = ""
     if dtype == "auto":
-        dtype, why = _choose_dtype(model, training.method, device, threads)
+        dtype, why = _choose_dtype(model, training, model_dir, device, threads, trust_remote_code, data)
     if notice is not None:
         if why:
             notice(f"dtype: auto is {dtype} on this machine ({device}): {why}")
@@ -93,11 +98,24 @@ def packed_note(model_dir: Path, trust_remote_code: bool = False) -> str | None:
     return None if knows(config) else family_note(config)
 
 
-def _choose_dtype(model: Any, method: str, device: str, threads: int) -> tuple[str, str]:
+def _choose_dtype(
+    model: Any, training: TrainingSpec, folder: Path, device: str, threads: int, trust_remote_code: bool, data: Path | None
+) -> tuple[str, str]:
     """What `dtype: auto` is here, and why."""
-    if method == "full":
+    if training.method == "full":
         return "fp32", "full fine-tuning in bf16 loses small updates"
     if torch.device(device).type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return "fp32", "this device has no bf16"
     measured = measure(layer_shapes(model), device, threads)
-    return measured.dtype, str(measured)
+    if measured.dtype == "fp32":
+        return "fp32", str(measured)
+    size = sum(p.numel() for p in model.parameters())
+    if size > MOST_PARAMETERS or 5 * size > free_bytes(device):
+        return (
+            "bf16",
+            f"{measured}; losses were not compared, because {size / 1e9:.1f} billion parameters in fp32 cost too much here",
+        )
+    rows = TokenSet(data) if data is not None else None
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    found = compare(training, folder, rows, vocabulary, device, threads, trust_remote_code)
+    return ("bf16" if found.agrees else "fp32"), f"{measured}; {found}"

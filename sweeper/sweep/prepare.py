@@ -203,7 +203,12 @@ def _training(
     if isinstance(resolved, Mapping):
         return TrainingSpec.model_validate(dict(resolved))
     training = resolve_training(
-        spec.training, model, device=device(spec), trust_remote_code=spec.model.trust_remote_code, notice=notice
+        spec.training,
+        model,
+        device=device(spec),
+        trust_remote_code=spec.model.trust_remote_code,
+        notice=notice,
+        data=bundle.train,
     )
     return training.model_copy(update={"max_length": bundle.max_length})
 

@@ -7,9 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from sweeper.engine.agree import Agreement, compare
 from sweeper.engine.dtypes import Measured, layer_shapes, measure
 from sweeper.engine.frozen import Dense, HalfDense
-from tests.engine.engine_world import World, build_model, drive, trial
+from sweeper.engine.probe import resolve_training
+from sweeper.spec.models import TrainingSpec
+from tests.engine.engine_world import VOCAB, World, build_model, drive, trial
 
 
 def gain(world: World, dtype: str) -> float:
@@ -65,3 +68,32 @@ def test_bf16_is_taken_where_it_is_worth_it() -> None:
     assert Measured(fp32=0.0131, bf16=0.010).dtype == "bf16"
     assert Measured(fp32=0.0129, bf16=0.010).dtype == "fp32"
     assert "took 10 ms in bf16 and 13 ms in fp32, 1.30 times as long" in str(Measured(0.013, 0.010))
+
+
+def test_losses_of_both_dtypes_are_compared_on_the_studys_rows(world: World) -> None:
+    training = world.setup(training={"learning_rate": 1e-3, "dropout": 0.1}).training
+    found = compare(training, world.model, world.train)
+    assert len(found.fp32) == len(found.bf16) == 4
+    assert found.fp32 != found.bf16
+    assert found.worst < 0.05
+    assert compare(training, world.model, vocabulary=VOCAB).worst < 0.05  # before there are rows
+
+
+def test_bf16_is_left_where_its_losses_differ() -> None:
+    assert Agreement((2.0, 1.0), (2.02, 0.99)).agrees
+    assert str(Agreement((2.0, 1.0), (2.02, 0.99))) == "the losses of 2 steps differ by 1.00% at most, within 2%"
+    assert not Agreement((2.0, 1.0), (2.0, 0.97)).agrees
+    assert not Agreement((2.0, 1.0), (2.0, float("nan"))).agrees
+
+
+def test_auto_says_what_was_measured_and_takes_fp32_where_losses_differ(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    for ratio, bf16, dtype in ((2.0, (3.0, 2.9), "bf16"), (2.0, (3.0, 2.5), "fp32"), (1.1, (3.0, 2.9), "fp32")):
+        monkeypatch.setattr("sweeper.engine.probe.measure", lambda *_, ratio=ratio: Measured(ratio, 1.0))
+        monkeypatch.setattr("sweeper.engine.probe.compare", lambda *_, bf16=bf16: Agreement((3.0, 2.9), bf16))
+        chosen = resolve_training(TrainingSpec(), world.model, notice=said.append, data=world.root / "train")
+        assert chosen.dtype == dtype
+    assert "2.00 times as long" in said[0]
+    assert "differ by 0.00% at most, within 2%" in said[0]
+    assert "not within 2%" in said[1]
+    assert "losses" not in said[2]

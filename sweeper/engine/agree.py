@@ -1,0 +1,127 @@
+"""Does bf16 learn here as fp32 does? A few real steps in both, and their losses side by side.
+
+The default configuration takes STEPS steps on ROWS short training rows each (random tokens where there are no rows yet), with the
+same weights and dropout masks; every step's loss in bf16 must lie within TOLERANCE of fp32's.
+Does not know which is faster (`dtypes.py`). Cost: the model is loaded twice, one after the other, and takes 2 * STEPS passes: about
+6 s for 135M parameters on one core. Models of more than MOST_PARAMETERS are not compared: loading one twice takes minutes.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sweeper.data.tokens import TokenRow, TokenSet
+from sweeper.engine.base import EngineSetup
+from sweeper.engine.batch import target_tokens
+from sweeper.engine.net import build_net
+from sweeper.engine.packed import Chunk
+from sweeper.engine.workload import default_params
+from sweeper.spec.models import EvaluateSpec, TrainingSpec
+
+STEPS = 4
+ROWS = 4
+ROW_TOKENS = 64
+TOLERANCE = 0.02
+MOST_PARAMETERS = 2_000_000_000
+_SAMPLE = 256
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Mean losses of the same steps in both dtypes."""
+
+    fp32: tuple[float, ...]
+    bf16: tuple[float, ...]
+
+    @property
+    def worst(self) -> float:
+        """The largest relative difference of a step; inf where a loss is not finite."""
+        found = [abs(half - full) / max(abs(full), 1e-6) for full, half in zip(self.fp32, self.bf16, strict=True)]
+        return max(found) if np.isfinite(found).all() else float("inf")
+
+    @property
+    def agrees(self) -> bool:
+        """Whether bf16 may stand for fp32."""
+        return self.worst <= TOLERANCE
+
+    def __str__(self) -> str:
+        relation = "within" if self.agrees else "not within"
+        return f"the losses of {len(self.fp32)} steps differ by {self.worst:.2%} at most, {relation} {TOLERANCE:.0%}"
+
+
+def compare(
+    training: TrainingSpec,
+    model: Path,
+    data: TokenSet | None = None,
+    vocabulary: int = 256,
+    device: str = "cpu",
+    threads: int = 1,
+    trust_remote_code: bool = False,
+) -> Agreement:
+    """Trains `model` a few steps in both dtypes; `training` is the default configuration. Raises ModelError if it cannot."""
+    batches = _batches(data, vocabulary)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        losses = []
+        for dtype in ("fp32", "bf16"):
+            setup = EngineSetup(
+                study="",
+                model=str(model),
+                revision=None,
+                trust_remote_code=trust_remote_code,
+                train=Path(),
+                validation=Path(),
+                training=training.model_copy(update={"dtype": dtype}),
+                evaluate=EvaluateSpec(),
+                metrics=(),
+                objective="loss",
+                maximize=False,
+                at="last",
+                checkpoint_seconds=0.0,
+                full_examples=1,
+                prefix_bytes=0,
+                threads=threads,
+                device=device,
+            )
+            losses.append(_losses(setup, batches))
+            gc.collect()
+        return Agreement(*losses)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _losses(setup: EngineSetup, batches: Sequence[Sequence[TokenRow]]) -> tuple[float, ...]:
+    net = build_net(setup)
+    params = default_params(setup.training)
+    row = net.place(0, params, seed=0)
+    out: list[float] = []
+    for step, rows in enumerate(batches):
+        weight = 1 / max(1, sum(target_tokens(row) for row in rows))
+        out += net.train([Chunk(0, rows, weight, params.label_smoothing, seed=step)])
+        row.clip(row.gradient_norm(), params.clip)
+        row.step(params.learning_rate, params.weight_decay, params.beta1, params.beta2)
+        net.updated(0)
+    return tuple(out)
+
+
+def _batches(data: TokenSet | None, vocabulary: int) -> list[list[TokenRow]]:
+    """STEPS times ROWS rows: the shortest of a sample, because they cost least; again from the first where there are too few."""
+    if data is None or len(data) == 0:
+        rows = _random_rows(vocabulary)
+    else:
+        sample = (data.row(int(i)) for i in np.linspace(0, len(data) - 1, min(len(data), _SAMPLE)).round())
+        rows = sorted(sample, key=lambda row: len(row.ids))[: STEPS * ROWS]
+    return [[rows[(step * ROWS + i) % len(rows)] for i in range(ROWS)] for step in range(STEPS)]
+
+
+def _random_rows(vocabulary: int) -> list[TokenRow]:
+    generator = np.random.default_rng(0)
+    every = np.ones(ROW_TOKENS, np.bool_)
+    return [TokenRow(generator.integers(0, vocabulary, ROW_TOKENS).astype(np.int32), every, 0, -1) for _ in range(STEPS * ROWS)]
