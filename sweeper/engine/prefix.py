@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 
 from sweeper.engine.base import EngineSetup
 from sweeper.engine.layout import Current, Layout, Part, RowInput, build
+from sweeper.engine.node import cache_root
 from sweeper.engine.state_store import StateStore, make_room
 from sweeper.errors import ResourceError
 
@@ -130,7 +130,7 @@ def open_prefix(model: Any, setup: EngineSetup, current: Current) -> Prefix | No
 
 def cache_folder() -> Path:
     """Where this node keeps hidden states: `prefix` below SWEEPER_CACHE, by default ~/.cache/sweeper."""
-    return Path(os.environ.get("SWEEPER_CACHE") or "~/.cache/sweeper").expanduser() / "prefix"
+    return cache_root() / "prefix"
 
 
 def row_key(row: RowInput) -> bytes:
