@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sweeper.spec.load import load_spec
     from sweeper.spec.models import SweepSpec
     from sweeper.sweep.export import export
+    from sweeper.sweep.plan import plan
     from sweeper.sweep.predict import predict_file, predict_text
     from sweeper.sweep.query import best, find, show, status
     from sweeper.sweep.result import SweepResult
@@ -30,6 +31,7 @@ _HOME = {
     "export": "sweeper.sweep.export",
     "find": "sweeper.sweep.query",
     "load_spec": "sweeper.spec.load",
+    "plan": "sweeper.sweep.plan",
     "predict_file": "sweeper.sweep.predict",
     "predict_text": "sweeper.sweep.predict",
     "run": "sweeper.sweep.run",
@@ -51,6 +53,7 @@ __all__ = [
     "export",
     "find",
     "load_spec",
+    "plan",
     "predict_file",
     "predict_text",
     "run",

@@ -18,6 +18,8 @@ def outlook_lines(found: Outlook, now: float) -> Iterator[tuple[str, str]]:
     yield "plan", f"{found.study} on {speed.engines} engine{'s' * (speed.engines != 1)} ({found.executor}), {each}"
     if found.history.started:
         yield "so far", f"{found.history.ended} trials have ended; this is the rest, at the speed that they had"
+    if found.probe is not None and found.probe.capacity.reason:
+        yield "engines", found.probe.capacity.reason
     yield "measured", _measured(found)
     yield "trials", _trials(found)
     yield "time", f"{range_text(ahead.seconds, duration)}; it would end at {_clock(now, ahead.seconds)}"
