@@ -44,7 +44,7 @@ CPU_OVERHEAD = 1.3
 KEPT_FREE = 0.1
 """Share of the free memory that is not planned with: evaluations, checkpoints being written, and other programs need some."""
 
-_LOGITS = 2  # copies of a slice's logits at once: themselves, and their exponentials while they are summed
+LOGITS_AT_ONCE = 2  # copies of a slice's logits at once: themselves, and their exponentials while they are summed
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def measure_footprint(setup: EngineSetup, net: LoraNet, work: Workload) -> Footp
         slot=net.trainable(work.params) * (20 if setup.at == "best" else 16),
         fixed=fixed,
         token=token,
-        target=4.0 * _LOGITS * net.packed.head.shape[0],
+        target=4.0 * LOGITS_AT_ONCE * net.packed.head.shape[0],
         density=_density(work),
         overhead=CPU_OVERHEAD if torch.device(net.packed.device).type == "cpu" else 1.0,
     )
