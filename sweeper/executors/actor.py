@@ -15,12 +15,15 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import ray
 
 from sweeper.engine.base import Capacity, Ended, Engine, EngineSetup, Event
 from sweeper.engine.depot import FolderDepot
 from sweeper.errors import TrialError, UserError
+from sweeper.executors.cache import derived
 from sweeper.executors.plan import Plan, told
 from sweeper.executors.porter import RayDepot, receive
 from sweeper.records import Action, Decision, Depot, Ending, Outcome, ReportKind, TrialSpec
@@ -144,7 +147,7 @@ class EngineActor:
     def _build(self, limits: Limits) -> Capacity:
         plan: Plan = ray.get(self._porter.plan.remote())
         os.environ["OMP_NUM_THREADS"] = str(plan.setup.threads)
-        setup = limited(receive(plan.setup, plan.kinds, self._porter), limits)
+        setup = shared_pages(limited(receive(plan.setup, plan.kinds, self._porter), limits), limits.share)
         setup = replace(setup, worker=f"{ray.util.get_node_ip_address()}:{os.getpid()}")
         depot: Depot = FolderDepot(plan.storage) if plan.storage else RayDepot(self._porter)
         self._engine = plan.factory(setup, depot)
@@ -160,6 +163,16 @@ def limited(setup: EngineSetup, limits: Limits) -> EngineSetup:
     from sweeper.engine.room import free_bytes
 
     return replace(setup, memory=int(PLANNED * limits.share * free_bytes(setup.device)))
+
+
+def shared_pages(setup: EngineSetup, share: float) -> EngineSetup:
+    """`setup` with a model whose file engines of one node can map in common, where there are several; else as it is."""
+    model = Path(setup.model)
+    if share >= 1 or setup.device != "cpu" or setup.training.dtype != "fp32" or not any(model.glob("*.safetensors")):
+        return setup
+    from sweeper.engine.stored import is_narrow, widen
+
+    return replace(setup, model=str(derived("model-fp32", model, partial(widen, model)))) if is_narrow(model) else setup
 
 
 def halved(limits: Limits, setup: EngineSetup, had: Capacity) -> Limits:

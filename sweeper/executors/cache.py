@@ -82,6 +82,27 @@ def cached(kind: str, what: Manifest, read: Read) -> Path:
     return folder
 
 
+def derived(kind: str, folder: Path, make: Callable[[Path], None]) -> Path:
+    """What `make` writes from a cached folder, kept beside it under its key; `folder` itself where there is no room for it."""
+    made = cache_root() / kind / folder.name
+    if made.is_dir():
+        return made
+    made.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(made.with_suffix(".lock")):
+        if made.is_dir():
+            return made
+        aside = made.with_suffix(".aside")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        try:
+            make(aside)
+        except OSError:
+            shutil.rmtree(aside, ignore_errors=True)
+            return folder
+        aside.rename(made)
+    return made
+
+
 def _fetch(path: Path, name: str, size: int, read: Read) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -11,13 +14,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from sweeper.errors import ModelError, ResourceError
+from sweeper.executors.actor import shared_pages
 from sweeper.executors.base import EngineFactory, Sharing
 from sweeper.executors.packed import PackedExecutor
 from sweeper.executors.replay import Replay
 from sweeper.records import Ending, Executor, Outcome, Report, ReportKind, TrialSpec
-from sweeper.spec.models import ExecutorSpec
+from sweeper.spec.models import ExecutorSpec, TrainingSpec
 from tests.contracts.executor import Action, Curves, ExecutorContract, Make, Recorder, pids, setup, trial
 from tests.support.engines import Deadly, Dying, Faulty, FullDisk, Refusing
 
@@ -228,3 +234,75 @@ def test_fewer_engines_than_asked_for_are_said(packed: Packed, tmp_path: Path) -
     fixed = replace(setup(tmp_path), deterministic=True)
     with pytest.raises(ResourceError, match="needs the 3 engines"):
         PackedExecutor(fixed, tmp_path / "home", ExecutorSpec(workers=3), Replay(Curves()), packed.watch).run(Recorder([]))
+
+
+def test_engines_of_one_node_map_one_file_that_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    save_file({"weight": torch.ones(4, 4, dtype=torch.bfloat16)}, folder / "model.safetensors")
+    fp32 = TrainingSpec(dtype="fp32")
+    given = replace(setup(tmp_path), training=fp32)
+    placed = [shared_pages(given, share).model for share in (0.5, 0.5, 1.0)]
+    assert placed[0] == placed[1]
+    assert Path(placed[0]).is_relative_to(tmp_path / "cache")
+    assert load_file(Path(placed[0]) / "model.safetensors")["weight"].dtype == torch.float32
+    assert placed[2] == str(folder), "an engine that is alone on its node gains nothing"
+    assert shared_pages(replace(given, training=TrainingSpec(dtype="bf16")), 0.5).model == str(folder)
+
+
+DRIVER = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+from sweeper.executors.packed import PackedExecutor
+from sweeper.executors.replay import Replay
+from sweeper.spec.models import ExecutorSpec, TrainingSpec
+from tests.contracts.executor import Curves, Recorder, setup, trial
+
+folder = Path(sys.argv[1])
+
+class Telling(Recorder):
+    def on_report(self, report):
+        print("report", report.trial, flush=True)
+        return super().on_report(report)
+
+endless = [replace(trial(n), evaluations=tuple(range(10, 5000, 10)), examples=4990) for n in range(4)]
+source = Telling(endless)
+try:
+    PackedExecutor(setup(folder, slots=2), folder / "home", ExecutorSpec(workers=2), Replay(Curves(), 0.3)).run(source)
+except KeyboardInterrupt:
+    ends = {number: [str(outcome.ending), outcome.checkpoint] for number, outcome in source.ends}
+    (folder / "said.json").write_text(json.dumps({"running": sorted(source.running), "ends": ends}))
+    sys.exit(130)
+"""
+
+
+def test_ctrl_c_in_a_terminal_preempts_all_and_leaves_no_process(tmp_path: Path) -> None:
+    """Ctrl-C reaches every process of the group, Ray's as well: here Ray is the executor's own."""
+    with (tmp_path / "driver.log").open("w") as log:
+        driver = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(tmp_path)],
+            env={**os.environ, "SWEEPER_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(Path(__file__).parents[2])},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        until = time.monotonic() + 90
+        wanted = {f"report {number}" for number in range(4)}
+        while time.monotonic() < until and not wanted <= set((tmp_path / "driver.log").read_text().split("\n")):
+            assert driver.poll() is None, (tmp_path / "driver.log").read_text()
+            time.sleep(0.2)
+        os.killpg(driver.pid, signal.SIGINT)
+        assert driver.wait(timeout=90) == 130, (tmp_path / "driver.log").read_text()
+    finally:
+        if driver.poll() is None:
+            driver.kill()
+    said = json.loads((tmp_path / "said.json").read_text())
+    assert said["running"] == []
+    assert {number: end[0] for number, end in said["ends"].items()} == {str(n): "preempted" for n in range(4)}
+    for _, checkpoint in said["ends"].values():
+        assert (tmp_path / "home" / checkpoint / "replay.json").is_file()
+    assert "Traceback" not in (tmp_path / "driver.log").read_text()
