@@ -225,8 +225,13 @@ def _several_metrics(spec: SweepSpec) -> Iterator[Problem]:
 
 def largest_batch(spec: SweepSpec) -> int:
     """The largest batch size that any trial may train with, trial 0 included."""
-    dimension = spec.space.get("batch_size")
-    sizes: list[Value] = [spec.training.batch_size]
+    return largest(spec, "batch_size", spec.training.batch_size)
+
+
+def largest(spec: SweepSpec, key: str, default: int) -> int:
+    """The largest value of a whole-number `key` that any trial may have, trial 0's `default` included."""
+    dimension = spec.space.get(key)
+    sizes: list[Value] = [default]
     if isinstance(dimension, ValuesDimension):
         sizes += dimension.values
     elif isinstance(dimension, IntDimension):

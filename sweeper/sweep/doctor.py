@@ -1,8 +1,8 @@
 """Is this machine fit for a sweep? One line for each thing that a sweep needs: ok, or what to do.
 
 Versions are compared with what the installed package itself asks for; databases, servers and clusters are only knocked at:
-nothing is created, changed or started.
-Does not know data or models. Cost: 3-5 s, nearly all of it the import of torch; a server that does not answer adds 3 s.
+nothing is created, changed or started. What fits into memory is worked out from the model's config, where it is on this machine.
+Does not know data. Cost: 3-5 s, nearly all of it the import of torch; a server that does not answer adds 3 s.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 
 from sweeper.errors import UserError
+from sweeper.spec.check_space import largest
 from sweeper.spec.mask import mask
 from sweeper.spec.models import SweepSpec, TrackerSpec
 from sweeper.sweep.home import LEAST_FREE_BYTES, Home
@@ -56,6 +57,7 @@ def doctor(home: Path | str, spec: SweepSpec | None = None) -> list[Check]:
         ("Ray token", _token),
         ("home", lambda: _home(place)),
         ("disk", lambda: _disk(place)),
+        ("memory", lambda: _memory(place, spec)),
         ("study database", lambda: _database(spec.storage if spec is not None and spec.storage else place.default_storage)),
         *(("MLflow store", _mlflow_look(place, tracker)) for tracker in trackers if tracker.kind == "mlflow"),
     ]
@@ -156,6 +158,52 @@ def _disk(place: Home) -> Check:
     found = f"{free / 2**30:.1f} GB free at {place.root}"
     advice = f"a sweep needs at least {LEAST_FREE_BYTES // 2**20} MB; free some space or choose another disk with --home"
     return Check("disk", free >= LEAST_FREE_BYTES, found, "" if free >= LEAST_FREE_BYTES else advice)
+
+
+def _memory(place: Home, spec: SweepSpec | None) -> Check:
+    """What is free, and what of a spec's model and trials fits into an engine's part of it."""
+    import torch
+
+    from sweeper.engine.capacity import gigabytes
+    from sweeper.engine.estimate import PLANNED, what_fits
+    from sweeper.engine.room import free_bytes
+
+    device = "cuda" if torch.cuda.is_available() and (spec is None or spec.executor.gpus != 0) else "cpu"
+    free = free_bytes(device)
+    folder = _model_folder(place, spec) if spec is not None else None
+    if spec is None or folder is None:
+        later = "; what fits is told once the model is here (run: sweeper validate --data)" if spec is not None else ""
+        return Check("memory", True, f"{gigabytes(free)} free for training on {device}{later}")
+    executor = spec.executor
+    engines = 1 if device == "cuda" or executor.kind == "local" else executor.workers or os.cpu_count() or 1
+    memory = int(executor.memory) if executor.memory is not None else int(PLANNED * free / engines)
+    trust = spec.model.trust_remote_code
+    found = what_fits(folder, spec.training, device, memory, largest(spec, "rank", spec.training.rank), trust)
+    share = f"{found.sentence} (one of {engines} engines on {device})" if engines > 1 else f"{found.sentence} ({device})"
+    short = found.longest == 0 or (spec.training.max_length or 0) > found.longest
+    advice = (
+        "run fewer engines (executor.workers), choose a smaller model, training.max_length or rank, dtype: bf16, "
+        "or training.gradient_checkpointing: true"
+    )
+    return Check("memory", not short, share, advice if short else "")
+
+
+def _model_folder(place: Home, spec: SweepSpec) -> Path | None:
+    """Where the model's config lies on this machine, as far as nothing has to be fetched or converted for it."""
+    path = Path(spec.model.name).expanduser()
+    if path.is_dir():
+        return path
+    if path.suffix == ".gguf":
+        made = (config.parent for config in place.models.glob(f"{path.stem}-*/config.json"))
+        return max(made, key=lambda folder: folder.stat().st_mtime, default=None)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(spec.model.name, "config.json", revision=spec.model.revision)
+    except HFValidationError:
+        return None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def _database(storage: str) -> Check:

@@ -97,3 +97,22 @@ def test_versions_out_of_range_are_told_with_the_command_that_mends_them(tmp_pat
     found = look(tmp_path)
     assert (found["peft"].ok, found["optuna"].ok, found["ray"].ok) == (False, False, True)
     assert "pip install 'optuna<6,>=5.0'" in found["optuna"].advice
+
+
+def test_what_fits_is_told_for_a_model_that_is_here(tmp_path: Path) -> None:
+    """135 million parameters' config is enough; no weights are read."""
+    assert "free for training on" in look(tmp_path / "home")["memory"].found
+    assert "once the model is here" in look(tmp_path / "home", "model=owner/name")["memory"].found
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,'
+        ' "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": true, "architectures": ["LlamaForCausalLM"]}'
+    )
+    here = [f"model={tmp_path}", "executor.kind=local", "executor.gpus=0"]
+    room = look(tmp_path / "home", *here, "executor.memory=4GB")["memory"]
+    assert room.ok
+    assert "the model and its process take about 988 MB, a trial 39 MB, a pass of 1,024 tokens" in room.found
+    assert "4 GB has room for" in room.found
+    none = look(tmp_path / "home", *here, "executor.memory=500MB")["memory"]
+    assert (none.ok, "fewer engines" in none.advice) == (False, True)
+    long = look(tmp_path / "home", *here, "executor.memory=2GB", "training.max_length=8000")["memory"]
+    assert not long.ok
