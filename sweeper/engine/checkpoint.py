@@ -21,7 +21,7 @@ from torch import Tensor
 from sweeper.errors import TrialError
 from sweeper.records import Depot, ParamValue, TrialSpec
 
-FORMAT = 1
+FORMAT = 2  # 1 kept LoRA's B as [out, r]
 _STATE, _WEIGHTS = "state.json", "state.safetensors"
 
 

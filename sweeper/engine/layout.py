@@ -1,7 +1,7 @@
 """How rows of several trials lie one after another in one micro-step, without padding.
 
     segment   neighbouring tokens of one trial's chunk: what an adapter is applied to
-    span      neighbouring rows of equal length inside one segment: what attention runs on at once
+    span      neighbouring rows of equal length, of one trial or several: what attention runs on at once
     filler    tokens of no trial at the end, so that a matrix product that trials share never has fewer than MIN_ROWS rows,
               below which a row's result depends on how many others there are (measured; see the design)
 
@@ -102,16 +102,17 @@ def build(parts: Sequence[Part], device: torch.device | str, cache: RowCache | N
     at = 0
     for part in parts:
         begin = at
-        for (length, branches), group in groupby(part.rows, key=lambda row: (len(row.ids), row.branches)):
-            rows = list(group)
-            mask = _branch_mask(length, branches).to(device) if branches else None
-            spans.append(Span(at, len(rows), length, mask))
-            for row in rows:
-                ids.append(row.ids)
-                positions.append(row.start + _positions(length, branches))
-                starts.append(at)
-                at += length
+        for row in part.rows:
+            ids.append(row.ids)
+            positions.append(row.start + _positions(len(row.ids), row.branches))
+            starts.append(at)
+            at += len(row.ids)
         segments.append(Segment(part.slot, begin, at, part.seed))
+    everyone = zip((row for part in parts for row in part.rows), starts, strict=True)
+    for (length, branches), group in groupby(everyone, key=lambda pair: (len(pair[0].ids), pair[0].branches)):
+        first, *others = group
+        mask = _branch_mask(length, branches).to(device) if branches else None
+        spans.append(Span(first[1], 1 + len(others), length, mask))
     if at < MIN_ROWS:
         fill = MIN_ROWS - at
         ids.append(np.zeros(fill, np.int32))

@@ -1,7 +1,7 @@
 """Many trials' LoRA adapters on one frozen base: the packed net.
 
-A slot's adapter is a flat fp32 row (`optimizer.Row`) whose views stand as A [r, in] and B [out, r] in the target layers,
-whatever the base is stored in. Trials may differ in rank, alpha, targets and dropout.
+A slot's adapter is a flat fp32 row (`optimizer.Row`) whose views stand as A [r, in] and B's transpose [r, out] in the target
+layers, whatever the base is stored in. Trials may differ in rank, alpha, targets and dropout.
 Memory: a slot takes 16 bytes a trainable number.
 """
 
@@ -95,7 +95,7 @@ class LoraNet:
     def export(self, slot: int) -> Mapping[str, bytes]:
         placed = self._placed[slot]
         flat = self._split(placed, placed.row.weights)
-        pairs = {path: (flat[2 * i], flat[2 * i + 1]) for i, path in enumerate(placed.paths)}
+        pairs = {path: (flat[2 * i], flat[2 * i + 1].t().contiguous()) for i, path in enumerate(placed.paths)}
         linears = None if self._last is None else list(self._layers)
         return adapter_files(pairs, placed.params, self._base_name, linears=linears)
 
@@ -105,7 +105,7 @@ class LoraNet:
         flat = self._split(placed, placed.row.weights)
         for i, path in enumerate(placed.paths):
             flat[2 * i].copy_(pairs[path][0])
-            flat[2 * i + 1].copy_(pairs[path][1])
+            flat[2 * i + 1].copy_(pairs[path][1].t())
 
     @property
     def packed(self) -> PackedModel:
@@ -132,10 +132,10 @@ class LoraNet:
 
     def _shapes(self, path: str, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
         frozen = self._layers[path].frozen
-        return (rank, frozen.in_features), (frozen.out_features, rank)
+        return (rank, frozen.in_features), (rank, frozen.out_features)
 
     def _split(self, placed: _Placed, flat: Tensor) -> list[Tensor]:
-        """A and B of each target layer, in order, as views of `flat` [P]."""
+        """A and B's transpose of each target layer, in order, as views of `flat` [P]."""
         return views(flat, [shape for path in placed.paths for shape in self._shapes(path, placed.params.rank)])
 
     def _draw(self, placed: _Placed, seed: int) -> None:

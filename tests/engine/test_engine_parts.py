@@ -16,7 +16,7 @@ from sweeper.engine.batch import Batches, cut
 from sweeper.engine.depot import FolderDepot
 from sweeper.engine.evaluate import plan
 from sweeper.engine.head import head_losses
-from sweeper.engine.lora import dropout_level, keep_mask
+from sweeper.engine.lora import Drop, dropout_level, keep_mask
 from sweeper.engine.optimizer import Row
 from sweeper.engine.schedules import factor
 from sweeper.engine.targets import resolve_targets
@@ -102,10 +102,12 @@ def test_head_loss_and_gradients_are_those_of_cross_entropy() -> None:
 
 def test_dropout_masks_drop_the_share_they_say_and_repeat_by_seed() -> None:
     level = dropout_level(0.1)
-    mask = keep_mask((1000, 999), level, 5, torch.device("cpu"))
+    mask = keep_mask(1000, 999, [Drop(0, 1000, level, 5)], torch.device("cpu"))
     assert 1 - mask.float().mean().item() == pytest.approx(level / 256, abs=2e-3)
-    assert torch.equal(mask, keep_mask((1000, 999), level, 5, torch.device("cpu")))
-    assert not torch.equal(mask, keep_mask((1000, 999), level, 6, torch.device("cpu")))
+    assert torch.equal(mask, keep_mask(1000, 999, [Drop(0, 1000, level, 5)], torch.device("cpu")))
+    assert not torch.equal(mask, keep_mask(1000, 999, [Drop(0, 1000, level, 6)], torch.device("cpu")))
+    beside = keep_mask(1100, 999, [Drop(0, 60, 200, 9), Drop(60, 1060, level, 5)], torch.device("cpu"))
+    assert torch.equal(mask, beside[60:1060])
     assert (dropout_level(0.0), dropout_level(1e-4), dropout_level(0.9999)) == (0, 1, 255)
 
 
