@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from sweeper.cli.tables import duration, number, range_text
+from sweeper.engine.capacity import gigabytes
 from sweeper.sweep.forecast.forecast import Range
 from sweeper.sweep.plan import Outlook
 
@@ -27,8 +28,7 @@ def outlook_lines(found: Outlook, now: float) -> Iterator[tuple[str, str]]:
     yield hours, f"{range_text(ahead.device_hours, number)}, in which trials train or are evaluated"
     if found.money is not None:
         yield "money", f"{range_text(found.money, number)} at {found.price:g} a {found.device.unit}-hour"
-    if found.memory is not None:
-        yield "memory", _memory(found)
+    yield "memory", _memory(found)
     if ahead.drained > 0:
         yield "budget", f"search.budget ends it before its last trial in {ahead.drained:.0%} of the simulated sweeps"
     for notice in found.notices:
@@ -49,7 +49,7 @@ def outlook_record(found: Outlook) -> dict[str, object]:
         "price": found.price,
         "money": asdict(found.money) if found.money is not None else None,
         "probe": asdict(found.probe) if found.probe is not None else None,
-        "memory": asdict(found.memory) if found.memory is not None else None,
+        "memory": asdict(found.memory),
         "history": {"started": found.history.started, "ended": found.history.ended},
         "assumed": found.assumed,
         "notices": list(found.notices),
@@ -79,12 +79,9 @@ def _trials(found: Outlook) -> str:
 
 def _memory(found: Outlook) -> str:
     memory = found.memory
-    assert memory is not None
-    engines = (
-        f"{memory.engines} engines of {_bytes(memory.engine)}" if memory.engines > 1 else f"an engine of {_bytes(memory.engine)}"
-    )
-    verdict = "fits" if memory.enough else "does not fit: lower executor.workers, executor.slots or training.max_length"
-    return f"{engines} in {_bytes(memory.machine)}: {verdict}" + (f"; {memory.fits}" if memory.fits else "")
+    verdict = "" if memory.enough else "; that is too much: lower executor.workers, executor.slots or training.max_length"
+    each = f"each of {memory.engines} engines" if memory.engines > 1 else "the engine"
+    return f"{each} takes {gigabytes(memory.engine)} of {gigabytes(memory.part)}{verdict}; {memory.fits}"
 
 
 def _count(value: Range) -> str:
@@ -98,7 +95,3 @@ def _clock(now: float, seconds: Range) -> str:
     same = all(end.tm_yday == time.localtime(now).tm_yday for end in ends)
     shown = [time.strftime("%H:%M" if same else "%a %d %b %H:%M", end) for end in ends]
     return f"{shown[0]} ({shown[1]} - {shown[2]})"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"

@@ -65,7 +65,9 @@ def promises(spec: SweepSpec, device: str) -> list[str]:
             "write cpus: 1 for equal bits"
         )
     if spec.search.time is not None or spec.search.budget.limits:
-        said.append("a limit of time or budget ends the search by the clock, not by a count: two runs may end with different trials")
+        said.append(
+            "a limit of time or budget ends the search by the clock, not by a count: two runs may end with different trials"
+        )
     return [f"search.deterministic: {sentence}" for sentence in said]
 
 

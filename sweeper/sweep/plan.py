@@ -12,7 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sweeper.engine.estimate import PLANNED, what_fits
+from sweeper.engine.room import free_bytes
 from sweeper.records import ParamValue
+from sweeper.spec.check_space import largest
 from sweeper.spec.load import load_spec
 from sweeper.spec.space import Dimension, ValuesDimension
 from sweeper.study.budget import Device
@@ -37,22 +40,22 @@ OWN_RATES = "trials are stopped and fail at the rates of this study so far"
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: the peak of one engine as probed, and what this machine (or its device) has in all."""
+    """Bytes: the peak of one engine, and what each of so many engines may take; `fits` says what fits into that."""
 
     engine: int
     engines: int
-    machine: int
-    fits: str = ""  # in a sentence
+    part: int
+    fits: str
 
     @property
     def enough(self) -> bool:
-        """Whether all engines fit."""
-        return self.engine * self.engines <= self.machine
+        """Whether an engine has room in its part."""
+        return self.engine <= self.part
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """The answer of `plan`. `probe` and `memory` are None where the study's own trials told the speed."""
+    """The answer of `plan`. `probe` is None where the study's own trials told the speed."""
 
     study: str
     executor: str
@@ -62,7 +65,7 @@ class Outlook:
     price: float | None  # of a device hour
     history: History
     probe: Probe | None
-    memory: Memory | None
+    memory: Memory
     assumed: str
     notices: tuple[str, ...]
 
@@ -114,7 +117,7 @@ def plan(
         price=price if price is not None else spec.search.budget.price,
         history=history,
         probe=measured,
-        memory=_memory(ready, measured, speed.engines) if measured is not None else None,
+        memory=_memory(ready, measured, speed),
         assumed=OWN_RATES if history.judged else PRIOR,
         notices=tuple(notices),
     )
@@ -147,12 +150,12 @@ def _top(dimension: Dimension, default: ParamValue) -> ParamValue:
     return max((value for value in (*values, default) if isinstance(value, int | float)), default=default)
 
 
-def _memory(ready: Prepared, found: Probe, engines: int) -> Memory:
+def _memory(ready: Prepared, found: Probe | None, speed: Speed) -> Memory:
+    """An engine's peak as it was probed, else as its model's config promises; and what fits into its part of the machine."""
     setup = setup_of(ready)
-    if setup.device != "cpu":
-        import torch
-
-        return Memory(found.peak_bytes, 1, int(torch.cuda.get_device_properties(0).total_memory))
-    import psutil
-
-    return Memory(found.peak_bytes, min(engines, cores()), int(psutil.virtual_memory().total))
+    engines = 1 if setup.device != "cpu" else min(speed.engines, cores())
+    part = setup.memory if setup.memory is not None else int(PLANNED * free_bytes(setup.device) / engines)
+    rank = largest(ready.spec, "rank", ready.training.rank)
+    fits = what_fits(ready.model, ready.training, setup.device, part, rank, ready.spec.model.trust_remote_code)
+    forecast = fits.footprint.forecast_bytes(speed.slots, speed.micro_tokens)
+    return Memory(found.peak_bytes if found is not None else forecast, engines, part, fits.sentence)

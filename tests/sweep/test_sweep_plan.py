@@ -37,7 +37,8 @@ def test_the_probe_measures_two_configurations(planned: tuple[Path, Path, dict])
     assert 1.5 < (largest["tokens"] / largest["passes"]) / (default["tokens"] / default["passes"]) < 2.5
     assert all(one["train_seconds"] > 0 and one["read_seconds"] > 0 and one["rows"] > 0 for one in found["probe"]["stretches"])
     assert found["memory"]["engine"] > 50e6
-    assert found["memory"]["machine"] > found["memory"]["engine"]
+    assert found["memory"]["part"] > found["memory"]["engine"]
+    assert "has room for" in found["memory"]["fits"]
 
 
 def test_the_forecast_counts_trials_hours_and_money(planned: tuple[Path, Path, dict]) -> None:

@@ -94,7 +94,7 @@ class _Simulation:
         self._chance, self._pace = chance, pace
         self._grain = world.grain()
         self._course = Course(world.plan, world.history, chance)
-        start = 0.0 if world.began else world.speed.start_seconds * chance.uniform(0.8, 1.25) * pace
+        start = 0.0 if world.began else world.speed.start_seconds * chance.uniform(0.8, 1.5) * pace
         self._engines = [_Engine(Scheduler(self._speed.micro_tokens), start) for _ in range(self._speed.engines)]
         self._waiting = list(world.history.begun)
         self._next = world.history.started
