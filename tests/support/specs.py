@@ -28,7 +28,7 @@ def tiny_spec(model_folder: Path, rows: Path, /, **sections: Any) -> dict[str, A
         },
         "search": {"trials": 6, "startup_trials": 3, "rungs": [0.3], "seed": 3, "collapse": {"enabled": False}},
         "evaluate": {"share": 1.0},
-        "executor": {"kind": "local"},
+        "executor": {"kind": "local", "slots": 1},  # measures nothing, and one trial after another
     }
     for key, value in sections.items():
         if value is None:
