@@ -29,6 +29,7 @@ SPEC = {
         "search.sampler=random",
         "search.pruner=none",
         "search.time=1h",
+        "search.budget={gpu_hours: 3}",
         "executor.kind=local",
         "tracking=[]",
         "storage=sqlite:///other.db",
