@@ -181,12 +181,12 @@ def test_an_engine_that_hangs_is_given_up_and_its_trials_come_back(packed: Packe
 def test_a_lease_counts_no_time_in_which_the_driver_did_not_listen(packed: Packed, tmp_path: Path) -> None:
     def answer(source: Recorder, report: Report) -> Action:
         if report.nominal == 20:
-            time.sleep(3)
+            time.sleep(1.5)
         return Action.CONTINUE
 
     source = Recorder([trial(0), trial(1)], answer)
     executor = PackedExecutor(
-        setup(tmp_path), tmp_path / "home", ExecutorSpec(workers=2), Replay(Curves(), 0.3), packed.watch, lease=2.0
+        setup(tmp_path), tmp_path / "home", ExecutorSpec(workers=2), Replay(Curves(), 0.1), packed.watch, lease=1.0
     )
     executor.run(source)
     assert source.endings() == {0: Ending.COMPLETED, 1: Ending.COMPLETED}
