@@ -94,23 +94,30 @@ def test_a_budget_that_ends_mid_way_leaves_a_winner_and_trials_that_go_on(make_s
 
 
 def test_where_nothing_has_completed_the_exit_code_is_3_and_a_sentence_says_why(make_spec, tmp_path: Path) -> None:
-    spec = make_spec(training={**LONG, "epochs": 400}, search={"trials": 1, "budget": {"time": 3}}, tracking=[])
+    spec = make_spec(training={**LONG, "epochs": 400}, search={"trials": 1, "budget": {"gpu_hours": 2 / 3600}}, tracking=[])
     file = tmp_path / "spec.yaml"
     file.write_text(yaml.safe_dump(spec))
     ran = sweeper_command("run", file, "--home", tmp_path)
     assert ran.code == 3
     said = " ".join(ran.out.split())
     assert "No trial has completed." in said
-    assert "of 3 s of driver time are used (search.budget.time); 1 trial waits" in said
+    assert "core-hours are used (search.budget.gpu_hours); 1 trial waits" in said
     assert sweeper_command("run", file, "--home", tmp_path).code == 3
 
 
+def test_a_budget_of_time_counts_all_of_a_driver_s_seconds(make_spec, tmp_path: Path) -> None:
+    spec = make_spec(training={**LONG, "epochs": 4000}, search={"trials": 1, "budget": {"time": 1}}, tracking=[])
+    result = sweeper.run(spec, home=tmp_path)
+    assert "1 s of driver time are used (search.budget.time)" in str(result.drained)
+    assert not any(trial.state is TrialState.RUNNING for trial in result.trials)
+
+
 def test_running_trials_are_saved_within_a_message_interval(make_spec, tmp_path: Path) -> None:
-    spec = make_spec(training={**LONG, "epochs": 400}, search={"trials": 3, "budget": {"time": 4}}, tracking=[])
+    spec = make_spec(training={**LONG, "epochs": 400}, search={"trials": 3, "budget": {"gpu_hours": 3 / 3600}}, tracking=[])
     spec["executor"] = {"kind": "local", "slots": 3}
     watcher = Watcher()
     sweeper.run(spec, home=tmp_path, listener=watcher)
-    said = [at for at, text in watcher.notices if "search.budget.time" in text]
+    said = [at for at, text in watcher.notices if "search.budget.gpu_hours" in text]
     assert len(said) == 1
     assert [state for _, _, state in watcher.ends] == [TrialState.WAITING] * 3
     assert watcher.ends[-1][0] - said[0] < 5.0
