@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.quick:
         options.model, options.examples, options.repeats = "tiny", 48, 1
+        options.micro_tokens = options.micro_tokens or 256
     import torch
 
     torch.set_num_threads(options.threads)
@@ -89,11 +90,14 @@ class _Engine:
     """One engine for all repeats; the first pass warms it up."""
 
     def __init__(self, work: Workload, train: Path, validation: Path, options: argparse.Namespace) -> None:
+        from benchmarks.measured import measure
         from benchmarks.workload import MemoryDepot
         from sweeper.data.tokens import TokenSet
         from sweeper.engine.engine import TrialEngine
 
-        setup = work.setup(train, validation, len(BATCHES), options.threads, options.micro_tokens)
+        tokens = options.micro_tokens or measure(work, train, 8, options.threads).knee
+        print(f"at most {tokens} tokens share a pass", flush=True)
+        setup = work.setup(train, validation, len(BATCHES), options.threads, tokens)
         # A full budget of `examples`, so that evaluations read as many rows as in a sweep.
         self._setup = replace(setup, full_examples=options.examples, evaluate=setup.evaluate.model_copy(update={"every": EVERY}))
         self._work = work
@@ -143,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     add_model(parser)
     parser.add_argument("--examples", type=int, default=144, help="of each of the 8 trials")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--micro-tokens", type=int, help="tokens at most that share one pass (default: as in a sweep)")
+    parser.add_argument("--micro-tokens", type=int, help="tokens at most that share one pass (default: the measured knee)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a tiny model, no goal")
     add_output(parser)

@@ -53,11 +53,17 @@ class Both:
     def __init__(self, sides: Sides, threads: int) -> None:
         import torch
 
+        from benchmarks.measured import measure
         from benchmarks.sides import Packed, Sequential
 
         torch.set_num_threads(threads)
-        self._packed = Packed(sides.work, sides.train, sides.validation, sides.slots, threads, sides.micro_tokens)
+        self._tokens = sides.micro_tokens or measure(sides.work, sides.train, 1, threads).knee
+        self._packed = Packed(sides.work, sides.train, sides.validation, sides.slots, threads, self._tokens)
         self._sequential = Sequential(sides.work, sides.train, sides.validation, threads)
+
+    def micro_tokens(self) -> int:
+        """Tokens of a pass."""
+        return self._tokens
 
     def packed(self, trials: int, batch: int, seconds: float) -> float:
         """Trial-steps a second."""
@@ -96,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         ways = options.arrangement or arrangements(0 if options.device == "cpu" else 1)
         pools = {way: Pool(way, sides) for way in ways}
+        for way, pool in pools.items():
+            print(f"{way}: at most {max(pool.call('micro_tokens'))} tokens share a pass", flush=True)
         try:
             rows = [row for tokens in options.tokens for row in _shown(_training(pools, tokens, options))]
             rows += _shown(_evaluation(pools, options))
@@ -200,6 +208,7 @@ def _goals(rows: Sequence[Mapping[str, Any]], device: str) -> list[Goal]:
 def _quicken(options: argparse.Namespace) -> None:
     options.model, options.tokens, options.trials = "tiny", [16, 64], [1, 4]
     options.repeats, options.seconds = 2, 0.1
+    options.micro_tokens = options.micro_tokens or 256
     options.arrangement = options.arrangement or [Arrangement(1, 1)]
 
 
@@ -209,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=numbers, default=[16, 32, 64, 128, 512], help="tokens of a trial's step")
     parser.add_argument("--trials", type=numbers, default=[1, 2, 4, 8, 16], help="K: trials in an engine")
     parser.add_argument("--row-tokens", type=int, default=16, help="tokens of a row; a step has tokens / row-tokens rows")
-    parser.add_argument("--micro-tokens", type=int, help="tokens at most that share one pass (default: as in a sweep)")
+    parser.add_argument("--micro-tokens", type=int, help="tokens at most that share one pass (default: the measured knee)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement, two passes at least")
     parser.add_argument("--arrangement", action="append", type=parse_arrangement, metavar="PxT", help="processes x threads")

@@ -76,11 +76,18 @@ class Workload:
         return place
 
     def setup(self, train: Path, validation: Path, slots: int, threads: int, micro_tokens: int | None = None) -> EngineSetup:
-        """An engine's setup. With `micro_tokens` None it takes as many tokens a pass as it takes in a sweep."""
+        """An engine's setup. With `micro_tokens` None a pass has at most a chunk's tokens."""
         from sweeper.engine.probe import CHUNK_TOKENS
 
         device = self.device.partition(":")[0]
-        longest = max_length(train)
+        training = TrainingSpec(
+            dtype=self.dtype,
+            rank=self.rank,
+            alpha=2.0 * self.rank,
+            dropout=self.dropout,
+            max_length=max_length(train),
+            chunk_tokens=CHUNK_TOKENS[device],
+        )
         return EngineSetup(
             study="benchmark",
             model=self.model,
@@ -88,7 +95,7 @@ class Workload:
             trust_remote_code=False,
             train=train,
             validation=validation,
-            training=TrainingSpec(dtype=self.dtype, max_length=longest, chunk_tokens=CHUNK_TOKENS[device]),
+            training=training,
             evaluate=EvaluateSpec(every=BUDGET, share=1.0),
             metrics=("loss", "accuracy"),
             objective="loss",
