@@ -1,4 +1,5 @@
-"""Running out of memory never fails a trial that fits in smaller pieces. The limit is a real one: a process's address space."""
+"""Running out of memory never fails a trial that fits in smaller pieces. The limit is a real one: a process's address space, or
+its share of a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -15,30 +16,38 @@ import torch
 
 from sweeper.data.tokens import TokenRow
 from sweeper.engine.packed import Chunk, LabelIds, Prompts
+from sweeper.engine.room import _left
 from sweeper.records import Ending
 from tests.engine.engine_world import VOCAB, World, drive, trial, write_rows
 
 Folder = Callable[[str], Path]
 ROOT = Path(__file__).parents[2]
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SCRIPT = """
 import json, resource, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from tests.engine.engine_world import World, drive, trial
-root, model, method, slots, batch = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:])
+root, model, method, device, slots, batch = Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:5], *map(int, sys.argv[5:])
+def limit(room):
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info()
+        return torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + room) / total if room else 1.0)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + room if room else most, most))
 world = World(root, model, "instruct")
 def engine(chunk_tokens, slots):
     training = {"method": method, "chunk_tokens": chunk_tokens, "max_length": 200}
-    return world.engine(train=root / "long", validation=root / "long", training=training, slots=slots)
+    return world.engine(train=root / "long", validation=root / "long", training=training, slots=slots, device=device)
 drive(engine(256, 1), [trial(9, examples=4, every=4)])
 for room in (5 * 2**20, None):
     tried = engine(6400, slots)
     for i in range(slots):
         tried.admit(trial(i, examples=64, every=64, batch_size=batch, learning_rate=1e-3, seed=i))
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + room if room else most, most))
+    limit(room)
     story = drive(tried, [])
     print(json.dumps([[story.ends[i].ending.value, story.ends[i].reason, story.values(i)] for i in range(slots)]))
     print("that was", "tight" if room else "free", file=sys.stderr)
@@ -52,10 +61,10 @@ def write_long_rows(root: Path) -> None:
     write_rows(root / "long", [TokenRow(rng.integers(20, VOCAB, 200).astype(np.int32), target, 190, -1) for _ in range(48)], "text")
 
 
-def train(root: Path, model: Path, method: str, slots: int, batch: int) -> tuple[list[Any], list[Any], str]:
+def train(root: Path, model: Path, method: str, slots: int, batch: int, device: str = "cpu") -> tuple[list[Any], list[Any], str]:
     """(ending, reason, evaluations) of each trial with 5 MB left beside the model, the same without a limit, and the log."""
     write_long_rows(root)
-    command = [sys.executable, "-c", SCRIPT, str(root), str(model), method, str(slots), str(batch)]
+    command = [sys.executable, "-c", SCRIPT, str(root), str(model), method, device, str(slots), str(batch)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     tight, free = (json.loads(line) for line in done.stdout.strip().splitlines()[-2:])
@@ -76,10 +85,15 @@ def test_a_chunk_that_does_not_fit_alone_is_cut_and_that_is_recorded(tmp_path: P
     assert "train/chunk_tokens" not in expected
 
 
-def test_trials_that_do_not_fit_together_are_trained_one_by_one_with_equal_bits(tmp_path: Path, tiny_folder: Folder) -> None:
-    tight, free, said = train(tmp_path, tiny_folder("llama"), "lora", 3, 10)
+@pytest.mark.parametrize("device", DEVICES)
+def test_trials_that_do_not_fit_together_are_trained_one_by_one(tmp_path: Path, tiny_folder: Folder, device: str) -> None:
+    """With equal bits on the CPU; on a GPU within rounding."""
+    tight, free, said = train(tmp_path, tiny_folder("llama"), "lora", 3, 10, device)
     assert "ran out of memory in training" in said
-    assert tight == free
+    if device == "cpu":
+        assert tight == free
+    for (_, _, mine), (_, _, other) in zip(tight, free, strict=True):
+        assert [m["validation/loss"] for *_, m in mine] == pytest.approx([m["validation/loss"] for *_, m in other], abs=1e-4)
     assert [ending for ending, _, _ in tight] == ["completed"] * 3
 
 
@@ -114,3 +128,33 @@ def test_an_evaluation_that_does_not_fit_is_read_in_halves(world: World, monkeyp
     monkeypatch.setattr(engine._net, "score", small)
     story = drive(engine, [spec])
     assert story.ends[0].metrics["validation/loss"] == pytest.approx(plain.ends[0].metrics["validation/loss"], abs=1e-5)
+
+
+LIMITED = """
+import json, resource
+from pathlib import Path
+from sweeper.engine.room import free_bytes
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+before = free_bytes("cpu")
+resource.setrlimit(resource.RLIMIT_AS, (used + 50 * 2**20, -1))
+print(json.dumps([before, free_bytes("cpu")]))
+"""
+
+
+def test_what_is_free_keeps_to_the_limits_of_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITED], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    before, after = json.loads(done.stdout)
+    assert 30 << 20 < after <= 50 << 20 < before
+
+
+def test_a_control_groups_limit_counts_in_both_versions(tmp_path: Path) -> None:
+    for kind, names in (("v2", ("memory.max", "memory.current")), ("v1", ("memory.limit_in_bytes", "memory.usage_in_bytes"))):
+        own = tmp_path / kind / "a" / "b"
+        own.mkdir(parents=True)
+        for folder, limit, used in ((own, "max" if kind == "v2" else str((1 << 63) - 4096), "70"), (own.parent, "1000", "300")):
+            (folder / names[0]).write_text(f"{limit}\n")
+            (folder / names[1]).write_text(f"{used}\n")
+        (own.parent / "memory.stat").write_text("anon 12\ninactive_file 40\ntotal_inactive_file 50\n")
+        cache = "inactive_file" if kind == "v2" else "total_inactive_file"
+        assert list(_left(tmp_path / kind, "/a/b", *names, cache)) == [1000 - 300 + (40 if kind == "v2" else 50)]
