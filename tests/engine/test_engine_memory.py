@@ -49,6 +49,7 @@ for room in (5 * 2**20, None):
         tried.admit(trial(i, examples=64, every=64, batch_size=batch, learning_rate=1e-3, seed=i))
     limit(room)
     story = drive(tried, [])
+    limit(None)
     print(json.dumps([[story.ends[i].ending.value, story.ends[i].reason, story.values(i)] for i in range(slots)]))
     print("that was", "tight" if room else "free", file=sys.stderr)
 """
