@@ -3,7 +3,7 @@
     python -m benchmarks.memory [--quick] [--json FILE]
 
 On a CPU the peak is that of the proportional set size (a page that n processes share counts as 1/n for each), summed over the
-processes at the same moment and sampled every 50 ms; interpreter and libraries are in it. On a GPU it is what torch's allocator
+processes at the same moment and sampled every 100 ms; interpreter and libraries are in it. On a GPU it is what torch's allocator
 gave out at most, summed over processes. Every process trains batches of 8 rows and evaluates. PEFT processes that would not fit
 are not started: their row is continued on the straight line through the measured ones, and says so. The forecast is that of a
 sweep's engine at its start, made in a process of its own; the truth beside it is the engine's highest resident set (all its pages,
@@ -31,7 +31,7 @@ from benchmarks.workload import Workload, add_model, workload
 
 BATCH = 8
 ROW = 32
-SAMPLE_SECONDS = 0.05
+SAMPLE_SECONDS = 0.1
 MB = 1e6
 
 
