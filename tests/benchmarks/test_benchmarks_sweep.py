@@ -103,3 +103,11 @@ def test_rendering_replaces_what_stands_between_the_marks() -> None:
     assert "### gain-cpu" in text
     assert "- **missed**: gain: 1.5x (goal: at least 2x)" in text
     assert placed(text, [measured], ["gain-cpu"]) == text
+
+
+def test_the_readme_has_a_row_for_every_benchmark_and_one_place_for_tables() -> None:
+    folder = Path(makespan.__file__).parent
+    text = (folder / "README.md").read_text()
+    commands = [file.stem for file in folder.glob("*.py") if "def main(" in file.read_text() and file.stem != "render"]
+    assert [name for name in commands if f"| `python -m benchmarks.{name}" not in text] == []
+    assert (text.count(BEGIN), text.count(END)) == (1, 1)
