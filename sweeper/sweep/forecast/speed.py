@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 PROBE_SPREAD = 0.12
 """Standard deviation of a sweep's true speed around the probed one, relative: other neighbours, other lengths, a warmer chip.
-Measured over sweeps of the demo's size (`benchmarks/plan.py`)."""
+A guess until `benchmarks/plan.py` has held ten sweeps against it."""
 
 OBSERVED_SPREAD = 0.06
 """The same where the speed was observed in this very sweep."""
