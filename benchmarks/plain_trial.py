@@ -116,7 +116,7 @@ class PlainTrial(tune.Trainable):  # type: ignore[misc]
 
 
 def _trim() -> None:
-    """Gives freed memory back: each trial's thread may have an arena of its own, and eight trials filled 24 GB."""
+    """Gives freed memory back, lest what one trial freed and the next one needs add up: eight trials once filled 24 GB."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
