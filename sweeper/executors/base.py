@@ -110,6 +110,23 @@ def calls_for_engine(decision: Decision, parked: bool) -> bool:
     return decision.action in (Action.STOP, Action.PAUSE) or (decision.action is Action.CONTINUE and parked)
 
 
+class Teller:
+    """Calls a source, and notes that it failed, so that nothing more is told to it."""
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    def __call__(self, call: Callable[[], T]) -> T:
+        """What `call` returns. Raises what it raises."""
+        try:
+            return call()
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            self.failed = True
+            raise
+
+
 def drive(engine: Engine, source: TrialSource, capacity: Capacity | None = None, watch: Watch | None = None) -> None:
     """Trains with one engine until the source is Done and every trial has ended. `watch` is told of its `capacity`.
 
@@ -137,7 +154,7 @@ class _Drive:
         self._done = False
         self._hungry = True  # something happened since the source last said Wait
         self._asked = 0.0
-        self._source_failed = False
+        self._tell = Teller()
 
     def run(self) -> None:
         if self._sharing.packs():
@@ -151,7 +168,7 @@ class _Drive:
             self._preempt("interrupted")
             raise
         except BaseException as error:
-            if not self._source_failed:
+            if not self._tell.failed:
                 self._preempt(f"the executor stopped: {error}")
             raise
 
@@ -237,13 +254,3 @@ class _Drive:
         for trial in sorted(self._inside):
             self._source.on_end(trial, outcomes.get(trial, Outcome(Ending.PREEMPTED, reason=reason)))
         self._inside.clear()
-
-    def _tell(self, call: Callable[[], T]) -> T:
-        """Calls the source, and notes that it failed, so that it is not called again."""
-        try:
-            return call()
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
-            self._source_failed = True
-            raise

@@ -18,10 +18,9 @@ import logging
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 
@@ -33,6 +32,7 @@ from sweeper.executors.base import (
     IDLE_SECONDS,
     EngineFactory,
     Sharing,
+    Teller,
     Unwatched,
     Watch,
     calls_for_engine,
@@ -60,8 +60,6 @@ ROUND_STEPS = 4
 """Steps of each engine in a round of the deterministic order."""
 
 _STARTS = 2  # how often an engine may die before it is ready
-
-T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -144,7 +142,7 @@ class _Fleet:
         self._hungry = True
         self._asked = 0.0
         self._heard = time.monotonic()
-        self._source_failed = False
+        self._tell = Teller()
 
     def run(self) -> None:
         try:
@@ -158,7 +156,7 @@ class _Fleet:
             self._preempt("interrupted")
             raise
         except BaseException as error:
-            if not self._source_failed:
+            if not self._tell.failed:
                 self._preempt(f"the executor stopped: {error}")
             raise
 
@@ -370,13 +368,3 @@ class _Fleet:
             else:
                 self._source.on_end(event.trial, event.outcome)
             engine.note(event)
-
-    def _tell(self, call: Callable[[], T]) -> T:
-        """Calls the source, and notes that it failed, so that it is not called again."""
-        try:
-            return call()
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
-            self._source_failed = True
-            raise

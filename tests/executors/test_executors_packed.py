@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -25,6 +22,7 @@ from sweeper.executors.replay import Replay
 from sweeper.records import Ending, Executor, Outcome, Report, ReportKind, TrialSpec
 from sweeper.spec.models import ExecutorSpec, TrainingSpec
 from tests.contracts.executor import Action, Curves, ExecutorContract, Make, Recorder, pids, setup, trial
+from tests.contracts.terminal import check_ctrl_c
 from tests.support.engines import Deadly, Dying, Faulty, FullDisk, Refusing
 
 
@@ -252,57 +250,6 @@ def test_engines_of_one_node_map_one_file_that_is_written_once(tmp_path: Path, m
     assert shared_pages(replace(given, training=TrainingSpec(dtype="bf16")), 0.5).model == str(folder)
 
 
-DRIVER = """
-import json, sys
-from dataclasses import replace
-from pathlib import Path
-from sweeper.executors.packed import PackedExecutor
-from sweeper.executors.replay import Replay
-from sweeper.spec.models import ExecutorSpec, TrainingSpec
-from tests.contracts.executor import Curves, Recorder, setup, trial
-
-folder = Path(sys.argv[1])
-
-class Telling(Recorder):
-    def on_report(self, report):
-        print("report", report.trial, flush=True)
-        return super().on_report(report)
-
-endless = [replace(trial(n), evaluations=tuple(range(10, 5000, 10)), examples=4990) for n in range(4)]
-source = Telling(endless)
-try:
-    PackedExecutor(setup(folder, slots=2), folder / "home", ExecutorSpec(workers=2), Replay(Curves(), 0.3)).run(source)
-except KeyboardInterrupt:
-    ends = {number: [str(outcome.ending), outcome.checkpoint] for number, outcome in source.ends}
-    (folder / "said.json").write_text(json.dumps({"running": sorted(source.running), "ends": ends}))
-    sys.exit(130)
-"""
-
-
 def test_ctrl_c_in_a_terminal_preempts_all_and_leaves_no_process(tmp_path: Path) -> None:
-    """Ctrl-C reaches every process of the group, Ray's as well: here Ray is the executor's own."""
-    with (tmp_path / "driver.log").open("w") as log:
-        driver = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(tmp_path)],
-            env={**os.environ, "SWEEPER_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(Path(__file__).parents[2])},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        until = time.monotonic() + 90
-        wanted = {f"report {number}" for number in range(4)}
-        while time.monotonic() < until and not wanted <= set((tmp_path / "driver.log").read_text().split("\n")):
-            assert driver.poll() is None, (tmp_path / "driver.log").read_text()
-            time.sleep(0.2)
-        os.killpg(driver.pid, signal.SIGINT)
-        assert driver.wait(timeout=90) == 130, (tmp_path / "driver.log").read_text()
-    finally:
-        if driver.poll() is None:
-            driver.kill()
-    said = json.loads((tmp_path / "said.json").read_text())
-    assert said["running"] == []
-    assert {number: end[0] for number, end in said["ends"].items()} == {str(n): "preempted" for n in range(4)}
-    for _, checkpoint in said["ends"].values():
-        assert (tmp_path / "home" / checkpoint / "replay.json").is_file()
-    assert "Traceback" not in (tmp_path / "driver.log").read_text()
+    """Here Ray is the executor's own."""
+    check_ctrl_c(tmp_path, "sweeper.executors.packed:PackedExecutor", slots=2, trials=4)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -22,6 +20,7 @@ from sweeper.executors.tune import TuneExecutor
 from sweeper.records import Ending, Executor, Outcome, Report, ReportKind, Wait
 from sweeper.spec.models import ExecutorSpec
 from tests.contracts.executor import Action, Curves, ExecutorContract, Make, Recorder, pids, setup, trial
+from tests.contracts.terminal import check_ctrl_c
 from tests.support.engines import Faulty, Refusing, Spying
 
 
@@ -162,56 +161,6 @@ def test_a_model_that_no_worker_can_use_ends_the_sweep_with_its_sentence(make: M
     assert set(source.endings().values()) == {Ending.PREEMPTED}
 
 
-DRIVER = """
-import json, sys
-from dataclasses import replace
-from pathlib import Path
-from sweeper.executors.replay import Replay
-from sweeper.executors.tune import TuneExecutor
-from sweeper.spec.models import ExecutorSpec
-from tests.contracts.executor import Curves, Recorder, setup, trial
-
-folder = Path(sys.argv[1])
-
-class Telling(Recorder):
-    def on_report(self, report):
-        print("report", report.trial, flush=True)
-        return super().on_report(report)
-
-endless = [replace(trial(n), evaluations=tuple(range(10, 5000, 10)), examples=4990) for n in (0, 1)]
-source = Telling(endless)
-try:
-    TuneExecutor(setup(folder), folder / "home", ExecutorSpec(workers=2), Replay(Curves(), 0.3)).run(source)
-except KeyboardInterrupt:
-    ends = {number: [str(outcome.ending), outcome.checkpoint] for number, outcome in source.ends}
-    (folder / "said.json").write_text(json.dumps({"running": sorted(source.running), "ends": ends}))
-    sys.exit(130)
-"""
-
-
 def test_ctrl_c_in_a_terminal_preempts_all_and_leaves_no_process(tmp_path: Path) -> None:
-    """Ctrl-C reaches every process of the group, Ray's as well: here Ray is the executor's own."""
-    with (tmp_path / "driver.log").open("w") as log:
-        driver = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(tmp_path)],
-            env={**os.environ, "SWEEPER_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(Path(__file__).parents[2])},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        until = time.monotonic() + 90
-        while time.monotonic() < until and not {"report 0", "report 1"} <= set((tmp_path / "driver.log").read_text().split("\n")):
-            assert driver.poll() is None, (tmp_path / "driver.log").read_text()
-            time.sleep(0.2)
-        os.killpg(driver.pid, signal.SIGINT)
-        assert driver.wait(timeout=90) == 130, (tmp_path / "driver.log").read_text()
-    finally:
-        if driver.poll() is None:
-            driver.kill()
-    said = json.loads((tmp_path / "said.json").read_text())
-    assert said["running"] == []
-    assert {number: end[0] for number, end in said["ends"].items()} == {"0": "preempted", "1": "preempted"}
-    for _, checkpoint in said["ends"].values():
-        assert (tmp_path / "home" / checkpoint / "replay.json").is_file()
-    assert "Traceback" not in (tmp_path / "driver.log").read_text()
+    """Here Ray is the executor's own."""
+    check_ctrl_c(tmp_path, "sweeper.executors.tune:TuneExecutor", slots=1, trials=2)
