@@ -39,6 +39,9 @@ class EngineSetup:
     checkpoint_seconds: float
     full_examples: int  # the study's largest budget, for the evaluation rows' share
     rungs: int = 1  # rungs in that budget, for the same
+    largest_rank: int | None = None  # that any trial of the study may have; None: training.rank
+    largest_dropout: float | None = None  # likewise; None: training.dropout
+    searched_targets: tuple[str, ...] = ()  # that trials may have besides training.targets
     slots: int = 1  # 0: as many as the measurement at the engine's start says (see Capacity)
     micro_tokens: int | None = None  # tokens at most that share one pass; None: the measured knee, or chunk_tokens without one
     memory: int | None = None  # bytes that an engine may take; None: what is free on its device

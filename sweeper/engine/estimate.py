@@ -85,17 +85,19 @@ def estimate(
         base=round((PROCESS_BYTES if cpu else 0) + each * frozen + 4 * (numbers - frozen)),
         slot=16 * r * sum(sum(shapes[name]) for name in adapted) if training.method == "lora" else 16 * numbers,
         fixed=0.0,
-        token=_token_bytes(bare, knows(config), shapes, adapted, training),
+        token=_token_bytes(bare, knows(config), shapes, adapted, training, r),
         target=4.0 * LOGITS_AT_ONCE * int(config.get_text_config().vocab_size),
         density=1.0,
         overhead=CPU_OVERHEAD if cpu else 1.0,
     )
 
 
-def _token_bytes(bare: Any, packed: bool, shapes: dict[str, tuple[int, ...]], adapted: set[str], training: TrainingSpec) -> float:
+def _token_bytes(
+    bare: Any, packed: bool, shapes: dict[str, tuple[int, ...]], adapted: set[str], training: TrainingSpec, rank: int
+) -> float:
     text = bare.config.get_text_config()
     blocks = {block(name) for name in adapted} or {None}
-    rank, hidden, heads = training.rank, int(text.hidden_size), int(text.num_attention_heads)
+    hidden, heads = int(text.hidden_size), int(text.num_attention_heads)
     wide = int(getattr(text, "intermediate_size", None) or 4 * hidden)
     size = int(getattr(text, "head_dim", None) or hidden // heads)
     query, keys = heads * size, int(getattr(text, "num_key_value_heads", None) or heads) * size

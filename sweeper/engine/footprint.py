@@ -20,6 +20,7 @@ import re
 import resource
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,9 @@ from sweeper.engine.knee import work_key
 from sweeper.engine.lora_net import LoraNet
 from sweeper.engine.node import cache_root, keep
 from sweeper.engine.packed import Chunk
+from sweeper.engine.params import Params
 from sweeper.engine.workload import Workload, slice_of
+from sweeper.errors import ModelError
 
 FEW = 64
 LAYERS = 3
@@ -84,7 +87,11 @@ class Footprint:
 
 
 def measure_footprint(setup: EngineSetup, net: LoraNet, work: Workload) -> Footprint:
-    """Measures `net`, which holds no trial. What a pass takes is read from the node's cache where it was measured before."""
+    """Measures `net`, which holds no trial. What a pass takes is read from the node's cache where it was measured before.
+
+    A slot and a pass are those of the heaviest trial that the study may try, not of `work`'s configuration.
+    """
+    work = replace(work, params=heaviest(setup, net, work.params))
     base = base_bytes(net)
     fixed, token = _kept_pass(setup, net, work)
     return Footprint(
@@ -96,6 +103,17 @@ def measure_footprint(setup: EngineSetup, net: LoraNet, work: Workload) -> Footp
         density=_density(work),
         overhead=CPU_OVERHEAD if torch.device(net.packed.device).type == "cpu" else 1.0,
     )
+
+
+def heaviest(setup: EngineSetup, net: LoraNet, params: Params) -> Params:
+    """`params` with the largest rank, the targets with the most numbers, and the most dropout that the study may try."""
+    rank = max(params.rank, setup.largest_rank or 0)
+    found = replace(params, rank=rank, dropout=max(params.dropout, setup.largest_dropout or 0.0))
+    for targets in setup.searched_targets:
+        other = replace(found, targets=targets)
+        with suppress(ModelError):  # such a trial fails when it comes, and takes nothing
+            found = max(found, other, key=net.trainable)
+    return found
 
 
 def _kept_pass(setup: EngineSetup, net: LoraNet, work: Workload) -> tuple[float, float]:

@@ -22,10 +22,11 @@ from sweeper.data.tokens import TokenSet
 from sweeper.engine.base import EngineSetup
 from sweeper.errors import DataError
 from sweeper.executors.factory import Choice, choose
-from sweeper.spec.check_space import largest_batch
+from sweeper.spec.check_space import largest, largest_batch
 from sweeper.spec.identity import Identity, document, identity
 from sweeper.spec.metrics import METRICS, is_function
 from sweeper.spec.models import SweepSpec, TrainingSpec
+from sweeper.spec.space import Value, ValuesDimension
 from sweeper.study.budget import Device
 from sweeper.study.plan import StudyPlan, plan_study
 from sweeper.study.read import StudyReader
@@ -77,6 +78,9 @@ class Prepared:
             checkpoint_seconds=float(spec.checkpoint.every),
             full_examples=self.plan.full,
             rungs=max(1, len(self.plan.rungs)),
+            largest_rank=largest(spec, "rank", spec.training.rank),
+            largest_dropout=max([spec.training.dropout, *(v for v in _ends(spec, "dropout") if isinstance(v, float | int))]),
+            searched_targets=tuple(str(v) for v in _ends(spec, "targets")),
             device=device(spec),
             base_name=spec.model.name if _on_hub(spec.model.name) else str(self.model),
         )
@@ -175,6 +179,14 @@ def model_fingerprint(model: Path) -> str:
                 file.seek(-end, 2)
                 digest.update(file.read(end))
     return digest.hexdigest()
+
+
+def _ends(spec: SweepSpec, key: str) -> list[Value]:
+    """The values that a searched `key` may have, or the highest of its range; none where it is not searched."""
+    dimension = spec.space.get(key)
+    if dimension is None:
+        return []
+    return list(dimension.values) if isinstance(dimension, ValuesDimension) else [dimension.high]
 
 
 def _on_hub(name: str) -> bool:

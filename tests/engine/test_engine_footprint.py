@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +93,23 @@ def test_a_slot_is_sixteen_bytes_a_number_and_twenty_with_the_best_weights(world
     net.remove(0)
     assert measure_footprint(setup, net, work).slot == 16 * size
     assert measure_footprint(world.setup(at="best"), net, work).slot == 20 * size
+
+
+def test_the_heaviest_trial_that_the_space_holds_is_planned_for(world: World) -> None:
+    net = LoraNet(world.setup())
+    work = workload(world.setup(training={"targets": "qv"}).training, world.train, 64)
+    wide: dict[str, Any] = {"largest_rank": 16, "searched_targets": ("attention", "all", "qv"), "largest_dropout": 0.2}
+    found = {key: measure_footprint(world.setup(**{key: value}), net, work) for key, value in wide.items()}
+    plain, heaviest = measure_footprint(world.setup(), net, work), measure_footprint(world.setup(**wide), net, work)
+    size = net.place(0, replace(work.params, rank=16, targets="all"), 0).weights.numel()
+    net.remove(0)
+    assert heaviest.slot == 16 * size
+    assert found["largest_rank"].slot == plain.slot * 16 / work.params.rank
+    assert found["searched_targets"].slot > plain.slot == found["largest_dropout"].slot
+    assert heaviest.token > max(one.token for one in found.values()) > plain.token
+    assert found["largest_dropout"].token > plain.token
+    narrow = world.setup(largest_rank=1, largest_dropout=0.0, searched_targets=("qv",))
+    assert replace(measure_footprint(narrow, net, work), base=plain.base) == plain
 
 
 def test_what_fits_is_the_forecast_turned_round() -> None:
