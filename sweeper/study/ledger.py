@@ -1,15 +1,13 @@
 """The ledger: our own rows of one study, and the outbox that trackers are fed from.
 
-Purpose: everything that Optuna has no place for, written in the order intent, Optuna's write, done:
+Purpose: everything that Optuna has no place for. What happens is one transaction, with Optuna's side of it (`store.py`) inside:
 
-    gateway                ledger (one transaction each)          Optuna's database
-    ───────                ─────────────────────────────          ─────────────────
-    something happens ──>  event row, done = false
-                                                         ──────>  trial, value or state
-                           done = true, with what follows
-    the outbox reads  <──  events in order, up to the first that is not done
+    gateway                one transaction of the database
+    ───────                ───────────────────────────────────────────────────────────
+    something happens ──>  event row; Optuna's trial, value or state; what follows from it
+    the outbox reads  <──  events in order
 
-A crash between two lines leaves an event that is not done; `Gateway.open` repeats its write and goes on.
+A crash leaves all of it or nothing. Trackers are told later, from the events.
 One process writes, from any of its threads: a lock keeps event numbers in the order of their commits.
 Does not know Optuna or what a decision means. Cost: a transaction is about 0.3 ms on SQLite, 1 ms on a near PostgreSQL.
 """
@@ -77,20 +75,14 @@ class Ledger:
     def add_event(self, kind: str, trial: int | None, payload: Mapping[str, object], key: str) -> None:
         """Notes that something happened that Optuna need not know. An event whose `key` is known already changes nothing."""
         with self.begin() as connection:
-            self.write_event(connection, kind, trial, payload, key, done=True)
+            self.write_event(connection, kind, trial, payload, key)
 
     def pending(self, tracker: str, limit: int = 200) -> list[EventRow]:
         """Events that `tracker` has not seen, in order; at most `limit`."""
         with self.begin() as connection:
             seen = connection.execute(sa.select(TRACKERS.c.seq).where(self._tracker(tracker))).scalar()
             query = sa.select(EVENTS).where(EVENTS.c.study == self.study, EVENTS.c.seq > (seen or 0))
-            rows = connection.execute(query.order_by(EVENTS.c.seq).limit(limit)).all()
-        events = []
-        for row in rows:
-            if not row.done:
-                break
-            events.append(_event(row))
-        return events
+            return [_event(row) for row in connection.execute(query.order_by(EVENTS.c.seq).limit(limit))]
 
     def sent(self, tracker: str, upto: int) -> None:
         """Notes that `tracker` has seen all events up to and including number `upto`."""
@@ -110,9 +102,7 @@ class Ledger:
 
     # Events of the gateway, within its transactions.
 
-    def write_event(
-        self, connection: sa.Connection, kind: str, trial: int | None, payload: Mapping[str, object], key: str, *, done: bool
-    ) -> bool:
+    def write_event(self, connection: sa.Connection, kind: str, trial: int | None, payload: Mapping[str, object], key: str) -> bool:
         """Writes an event; False if its key is known already."""
         if connection.execute(sa.select(EVENTS.c.seq).where(EVENTS.c.study == self.study, EVENTS.c.key == key)).first():
             return False
@@ -124,20 +114,10 @@ class Ledger:
                 number=trial,
                 payload=json.dumps(dict(payload), default=str),
                 time_ms=now_ms(connection),
-                done=done,
+                done=True,
             )
         )
         return True
-
-    def mark_done(self, connection: sa.Connection, key: str) -> None:
-        """Optuna's database agrees with this event."""
-        connection.execute(sa.update(EVENTS).where(EVENTS.c.study == self.study, EVENTS.c.key == key).values(done=True))
-
-    def undone(self) -> list[EventRow]:
-        """Events whose write to Optuna may be missing, in order."""
-        query = sa.select(EVENTS).where(EVENTS.c.study == self.study, EVENTS.c.done == sa.false()).order_by(EVENTS.c.seq)
-        with self.begin() as connection:
-            return [_event(row) for row in connection.execute(query)]
 
     # Reports and decisions.
 
@@ -192,7 +172,7 @@ class Ledger:
         evidence = decision.evidence
         told = {"action": str(decision.action), "rung": report.nominal, "reason": decision.reason, "evidence": dict(evidence)}
         key = f"decision:{report.trial}:{report.attempt}:{report.nominal}"
-        self.write_event(connection, "decision", report.trial, told, key, done=True)
+        self.write_event(connection, "decision", report.trial, told, key)
         compared = evidence.get("compared")
         connection.execute(
             sa.insert(DECISIONS).values(

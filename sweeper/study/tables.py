@@ -6,7 +6,7 @@
     swp_terms           who drove a study when: process, host, heartbeat
     swp_trials          one row per trial: configuration, clocks, state, results; also the queue (WAITING, held)
     swp_runs            one row per attempt of a trial: worker, seconds, tokens, how it ended
-    swp_events          the outbox: what happened, in order; `done` once Optuna's database agrees
+    swp_events          the outbox: what happened, in order
     swp_reports         one row per evaluation of an attempt; its metrics are in swp_metrics
     swp_decisions       why a trial was stopped or kept, with its evidence
     swp_checkpoints, swp_verdicts, swp_reviews
@@ -165,7 +165,7 @@ EVENTS = sa.Table(
     Column("number", Integer),
     Column("payload", _TEXT, nullable=False),
     Column("time_ms", BigInteger, nullable=False),
-    Column("done", Boolean, nullable=False),
+    Column("done", Boolean, nullable=False),  # always: Optuna's side is written in the same transaction
     sa.UniqueConstraint("study", "key", name="uq_swp_events_key"),
     sa.Index("ix_swp_events_order", "study", "seq"),
     sqlite_autoincrement=True,

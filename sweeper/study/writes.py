@@ -1,22 +1,25 @@
-"""The three writes of a study, start, report and end, and how a driver that died inside one is mended.
+"""The three writes of a study, start, report and end, each one transaction, and how a driver that died is mended.
 
-Purpose: each write goes intent, Optuna's write, done, as `ledger.py` draws; `recover` finds intents without done and carries them
-out. Keeps what the gateway decides by (rows, curves, finished trials) in memory, equal to the database after every write.
-Does not know what to try or to stop. Cost: three transactions a write, about 3 ms on SQLite.
+Purpose: the event, Optuna's side and our rows are committed together, so that a crash leaves all of a write or nothing; `recover`
+puts trials whose driver is gone back to WAITING. Keeps what the gateway decides by (rows, curves, finished trials) in memory, equal
+to the database after every write.
+Does not know what to try or to stop. Cost: one transaction a write.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
+from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from sweeper.errors import StudyError
 from sweeper.records import Action, Decision, Ending, Outcome, Report, ReportKind, TrialState
-from sweeper.study.ledger import EventRow, Ledger, report_payload
+from sweeper.study.ledger import Ledger, report_payload
 from sweeper.study.plan import StudyPlan
 from sweeper.study.results import constraint_values, metric_key, result_of
 from sweeper.study.samplers import Sampling, ordered_asks
@@ -53,13 +56,14 @@ class StudyWrites:
             "examples": row.budget,
             "resume_from": row.checkpoint,
         }
-        with self._ledger.begin() as connection:
-            self._ledger.write_event(connection, "trial_started", row.number, payload, key, done=False)
+        with self._ledger.begin() as connection, self._store.within(connection):
+            self._ledger.write_event(connection, "trial_started", row.number, payload, key)
+            row = self._tell_start(row)
             write_trial(connection, self._plan.name, row)
             write_start(connection, self._plan.name, row, self._term)
         self.trials[row.number] = row
         self.used.add(self._sampling.space.signature(row.params))
-        return self._carry_out_start(row, key, known=None)
+        return row
 
     def progress(self, row: TrialRow, report: Report) -> None:
         """Stores a report between evaluations; one that says nothing is not stored."""
@@ -68,7 +72,7 @@ class StudyWrites:
         row = _advanced(row, report)
         key = f"progress:{report.trial}:{report.attempt}:{report.step}:{report.time_ms}"
         with self._ledger.begin() as connection:
-            self._ledger.write_event(connection, "report", report.trial, report_payload(report), key, done=True)
+            self._ledger.write_event(connection, "report", report.trial, report_payload(report), key)
             if report.checkpoint:
                 self._ledger.write_checkpoint(connection, report)
             write_trial(connection, self._plan.name, row)
@@ -80,19 +84,48 @@ class StudyWrites:
         return (report.trial, report.attempt, report.nominal) in self._reported
 
     def evaluation(self, row: TrialRow, report: Report, decide: Callable[[], Decision]) -> Decision:
-        """Stores an evaluation, then the decision that `decide` takes with its value known, and returns it."""
+        """Stores an evaluation and the decision that `decide` takes with its value known, and returns that decision."""
         key = f"report:{report.trial}:{report.attempt}:{report.nominal}"
         value = report.metrics.get(metric_key(self._plan.metrics[0]))
-        with self._ledger.begin() as connection:
-            self._ledger.write_event(connection, "report", report.trial, report_payload(report), key, done=False)
-            self._ledger.write_report(connection, report, value)
-        self._reported.add((report.trial, report.attempt, report.nominal))
         # A rung redone by a later attempt is stored beside the first; Optuna, and every pruner, keeps the first.
-        if report.nominal not in self.curves.get(row.number, {}):
-            self._carry_out_value(row, report.nominal, value)
-        decision = decide()
-        self._settle_report(row, report, key, decision)
+        first = value is not None and report.nominal not in self.curves.get(row.number, {})
+        advanced = _advanced(row, report)
+        with (
+            self._known(row.number, report.nominal, value if first else None),
+            self._ledger.begin() as connection,
+            self._store.within(connection),
+        ):
+            self._ledger.write_event(connection, "report", report.trial, report_payload(report), key)
+            self._ledger.write_report(connection, report, value)
+            if first and value is not None and row.trial_id is not None:
+                self._store.report(row.trial_id, report.nominal, value)
+            decision = decide()
+            if decision.evidence:
+                self._ledger.write_decision(connection, report, decision)
+            if report.checkpoint:
+                self._ledger.write_checkpoint(connection, report)
+            write_trial(connection, self._plan.name, advanced)
+            write_usage(connection, self._plan.name, row.number, row.attempt, report, ended=False)
+        self._reported.add((report.trial, report.attempt, report.nominal))
+        if decision.action is Action.STOP:
+            self._stops[row.number] = decision
+        self.trials[row.number] = advanced
         return decision
+
+    @contextmanager
+    def _known(self, number: int, nominal: int, value: float | None) -> Iterator[None]:
+        """The value is on the trial's curve in here, and afterwards unless it could not be stored."""
+        if not is_number(value):
+            yield
+            return
+        assert value is not None
+        curve = self.curves.setdefault(number, {})
+        curve[nominal] = value
+        try:
+            yield
+        except BaseException:
+            del curve[nominal]
+            raise
 
     def end(self, row: TrialRow, outcome: Outcome) -> TrialState:
         """Ends a stay."""
@@ -103,29 +136,68 @@ class StudyWrites:
         key = f"trial_ended:{row.number}:{row.attempt}"
         payload = {**asdict(outcome), "metrics": dict(outcome.metrics), "ending": str(outcome.ending)}
         payload.update(state=str(state), reason=reason, values=values, attempt=row.attempt)
-        with self._ledger.begin() as connection:
-            self._ledger.write_event(connection, "trial_ended", row.number, payload, key, done=False)
-        return self._carry_out_end(row, key, payload)
+        constraints = constraint_values(self._plan, outcome.metrics) if state is TrialState.COMPLETE else {}
+        ended = self._ended(row, outcome, state, reason, values, constraints)
+        told: FrozenTrial | None = None
+        assert row.trial_id is not None
+        with self._ledger.begin() as connection, self._store.within(connection):
+            self._ledger.write_event(connection, "trial_ended", row.number, payload, key)
+            if state.is_finished():
+                told = self._store.finish(row.trial_id, state, values, reason, constraints)
+            else:
+                self._store.wait(row.trial_id)
+            write_trial(connection, self._plan.name, ended)
+            write_usage(connection, self._plan.name, row.number, row.attempt, replace(outcome, reason=reason), ended=True)
+        if told is not None:
+            self._sampling.learn(row.number, told)
+        self.trials[row.number] = ended
+        self._stops.pop(row.number, None)
+        return state
+
+    def _ended(
+        self,
+        row: TrialRow,
+        outcome: Outcome,
+        state: TrialState,
+        reason: str,
+        values: Sequence[float] | None,
+        constraints: Mapping[str, float],
+    ) -> TrialRow:
+        """The row as it is once the stay has ended so."""
+        return replace(
+            row,
+            state=state,
+            reason=reason,
+            objective=tuple(values) if values is not None else None,
+            value=values[0] if values is not None else None,
+            metrics=dict(outcome.metrics) or row.metrics,
+            nominal=outcome.nominal or row.nominal,
+            examples=outcome.examples or row.examples,
+            feasible=all(value <= 0 for value in constraints.values()) if state is TrialState.COMPLETE else None,
+            adapter=outcome.adapter or row.adapter,
+            checkpoint=outcome.checkpoint or row.checkpoint,
+            outcomes=outcome.outcomes or row.outcomes,
+            finish_order=self._sampling.finished if state.is_finished() else None,
+            ended_ms=_now() if state.is_finished() else None,
+        )
 
     def preempted(self, row: TrialRow, reason: str) -> Outcome:
         """The outcome of a running trial that nobody trains any more."""
         return Outcome(Ending.PREEMPTED, reason, nominal=row.nominal, examples=row.examples, checkpoint=row.checkpoint)
 
     def recover(self) -> list[int]:
-        """Teaches the sampler what has finished, carries out what was left half done, and puts lost trials back to WAITING.
+        """Teaches the sampler what has finished, and puts lost trials back to WAITING.
 
         Returns the numbers of the lost trials. Raises StudyError if Optuna's study lacks trials that the ledger has.
         """
         known = self._store.trials()
-        missing = [row.number for row in self.trials.values() if row.trial_id is not None and row.number not in known]
+        missing = [number for number in self.trials if number not in known]
         if missing:
             raise StudyError(
                 f"Optuna's study {self._plan.name!r} lacks trial {missing[0]}, which Sweeper stored: it was deleted, or the "
                 "database restored in part; restore all of it, or give this sweep another name"
             )
         self._teach(known)
-        for event in self._ledger.undone():
-            self._repeat(event, known)
         return [row.number for row in list(self.trials.values()) if row.state in RUNNING and self._mend(row)]
 
     def _teach(self, known: Mapping[int, Any]) -> None:
@@ -137,20 +209,6 @@ class StudyWrites:
                 self._sampling.replay(number, int(str(asks[number].get("redraws") or 0)))
             else:
                 self._sampling.learn(number, known[number])
-
-    def _repeat(self, event: EventRow, known: Mapping[int, Any]) -> None:
-        assert event.trial is not None
-        row, payload = self.trials[event.trial], dict(event.payload)
-        if event.kind == "trial_started":
-            self._carry_out_start(row, event.key, known.get(row.number))
-        elif event.kind == "trial_ended":
-            self._carry_out_end(row, event.key, payload)
-        else:
-            report = Report(**{**payload, "kind": ReportKind(str(payload["kind"]))})
-            if not known[row.number].state.is_finished():
-                value = report.metrics.get(metric_key(self._plan.metrics[0]))
-                self._carry_out_value(row, report.nominal, self.curves.get(row.number, {}).get(report.nominal, value))
-            self._settle_report(row, report, event.key, Decision(row.number, Action.CONTINUE))
 
     def _mend(self, row: TrialRow) -> bool:
         """Ends a trial whose driver is gone; whether it has to be trained again."""
@@ -169,81 +227,13 @@ class StudyWrites:
         self.end(row, self.preempted(row, "the driver was lost"))
         return True
 
-    def _carry_out_start(self, row: TrialRow, key: str, known: Any) -> TrialRow:
-        space = self._sampling.space
-        with self._ledger.lock:
-            if known is not None and row.trial_id is None:
-                row = replace(row, trial_id=known._trial_id)
-            elif row.trial_id is None:
-                attributes = {"params": dict(row.params), "source": row.source, "seed": row.seed, "examples": row.budget}
-                trial_id = self._store.create(row.number, row.drawn, space.distributions, {"sweeper": attributes})
-                row = replace(row, trial_id=trial_id)
-            else:
-                self._store.resume(row.trial_id)
-        self._settle(row, key)
-        return row
-
-    def _carry_out_value(self, row: TrialRow, nominal: int, value: float | None) -> None:
-        if value is None:
-            return
-        assert row.trial_id is not None
-        with self._ledger.lock:
-            self._store.report(row.trial_id, nominal, value)
-        if is_number(value):
-            self.curves.setdefault(row.number, {}).setdefault(nominal, value)
-
-    def _settle_report(self, row: TrialRow, report: Report, key: str, decision: Decision) -> None:
-        if decision.action is Action.STOP:
-            self._stops[row.number] = decision
-        row = _advanced(row, report)
-        with self._ledger.begin() as connection:
-            self._ledger.mark_done(connection, key)
-            if decision.evidence:
-                self._ledger.write_decision(connection, report, decision)
-            if report.checkpoint:
-                self._ledger.write_checkpoint(connection, report)
-            write_trial(connection, self._plan.name, row)
-            write_usage(connection, self._plan.name, row.number, row.attempt, report, ended=False)
-        self.trials[row.number] = row
-
-    def _carry_out_end(self, row: TrialRow, key: str, payload: Mapping[str, Any]) -> TrialState:
-        assert row.trial_id is not None
-        outcome = _outcome(payload)
-        state, reason, values = TrialState(payload["state"]), str(payload["reason"]), payload["values"]
-        constraints = constraint_values(self._plan, outcome.metrics) if state is TrialState.COMPLETE else {}
-        with self._ledger.lock:
-            if state.is_finished():
-                self._store.finish(row.trial_id, state, values, reason, constraints)
-                self._sampling.learn(row.number, self._store.trial(row.trial_id))
-            else:
-                self._store.wait(row.trial_id)
-        row = replace(
-            row,
-            state=state,
-            reason=reason,
-            objective=tuple(values) if values is not None else None,
-            value=values[0] if values is not None else None,
-            metrics=dict(outcome.metrics) or row.metrics,
-            nominal=outcome.nominal or row.nominal,
-            examples=outcome.examples or row.examples,
-            feasible=all(value <= 0 for value in constraints.values()) if state is TrialState.COMPLETE else None,
-            adapter=outcome.adapter or row.adapter,
-            checkpoint=outcome.checkpoint or row.checkpoint,
-            outcomes=outcome.outcomes or row.outcomes,
-            finish_order=self._sampling.finished - 1 if state.is_finished() else None,
-            ended_ms=_now() if state.is_finished() else None,
-        )
-        self._settle(row, key, replace(outcome, reason=reason))
-        self._stops.pop(row.number, None)
-        return state
-
-    def _settle(self, row: TrialRow, key: str, outcome: Outcome | None = None) -> None:
-        with self._ledger.begin() as connection:
-            self._ledger.mark_done(connection, key)
-            write_trial(connection, self._plan.name, row)
-            if outcome is not None:
-                write_usage(connection, self._plan.name, row.number, row.attempt, outcome, ended=True)
-        self.trials[row.number] = row
+    def _tell_start(self, row: TrialRow) -> TrialRow:
+        if row.trial_id is not None:
+            self._store.resume(row.trial_id)
+            return row
+        attributes = {"params": dict(row.params), "source": row.source, "seed": row.seed, "examples": row.budget}
+        distributions = self._sampling.space.distributions
+        return replace(row, trial_id=self._store.create(row.number, row.drawn, distributions, {"sweeper": attributes}))
 
 
 def _advanced(row: TrialRow, report: Report) -> TrialRow:
@@ -251,11 +241,6 @@ def _advanced(row: TrialRow, report: Report) -> TrialRow:
     if report.kind is ReportKind.PROGRESS:
         return row
     return replace(row, nominal=report.nominal, metrics=dict(report.metrics), outcomes=report.outcomes or row.outcomes)
-
-
-def _outcome(payload: Mapping[str, Any]) -> Outcome:
-    known = {name: payload[name] for name in Outcome.__dataclass_fields__ if name in payload}
-    return Outcome(**{**known, "ending": Ending(str(payload["ending"]))})
 
 
 def _now() -> int:

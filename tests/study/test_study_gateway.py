@@ -6,8 +6,9 @@ import math
 
 import optuna
 import pytest
+import sqlalchemy as sa
 
-from sweeper.errors import BusyError, StudyError
+from sweeper.errors import BusyError, ResourceError, StudyError
 from sweeper.records import Action, Done, Ending, Outcome, ReportKind, TrialState, Wait
 from sweeper.study.gateway import Gateway
 from sweeper.study.read import StudyReader
@@ -327,3 +328,36 @@ def test_a_constraint_that_is_not_met_keeps_a_trial_from_winning(sqlite: str) ->
     study = optuna.load_study(study_name="study", storage=sqlite)
     assert study.trials[1].constraints == pytest.approx({"loss:max": 0.3})
     assert study.best_trial.number == 0
+
+
+def test_a_start_a_report_and_an_end_are_one_transaction_each(sqlite: str) -> None:
+    gateway = Gateway.open(sqlite, make_plan(), driver="test")
+    committed: list[str] = []
+
+    def commit(connection: sa.Connection) -> None:
+        committed.append(str(connection.engine.url))
+
+    sa.event.listen(sa.engine.Engine, "commit", commit)
+    trial = next_trial(gateway)
+    gateway.report(report(trial, 10, 0.5, checkpoint="c/10"))
+    gateway.end(trial.number, completed(0.5))
+    sa.event.remove(sa.engine.Engine, "commit", commit)
+    assert committed.count(sqlite) == 3
+    gateway.close()
+
+
+def test_a_report_that_could_not_be_committed_is_as_if_it_had_not_come(sqlite: str) -> None:
+    gateway = Gateway.open(sqlite, make_plan(), driver="test")
+    trial = next_trial(gateway)
+
+    def fail(connection: sa.Connection) -> None:
+        raise sa.exc.OperationalError("COMMIT", None, Exception("the disk is gone"))
+
+    sa.event.listen(gateway.ledger._engine, "commit", fail)
+    with pytest.raises(ResourceError, match="the disk is gone"):
+        gateway.report(report(trial, 10, 0.5))
+    sa.event.remove(gateway.ledger._engine, "commit", fail)
+    assert optuna_trials(sqlite)[0].intermediate_values == {}
+    assert gateway.report(report(trial, 10, 0.6)).evidence["value"] == 0.6
+    assert optuna_trials(sqlite)[0].intermediate_values == {10: 0.6}
+    gateway.close()

@@ -181,17 +181,17 @@ def _die_at_commit(url: str, count: int, *, after: bool) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
-STRIDE = 17
+STRIDE = 5
 """Of all commits that a driver makes, one in so many is tried; 1 takes minutes."""
 
 
 def test_killed_at_any_commit_the_study_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     tried = _kill_at_commits(itertools.count(1, STRIDE), lambda count: f"sqlite:///{tmp_path / f'{count}.db'}", tmp_path)
-    assert tried > 60
+    assert tried > 35
 
 
 def test_killed_at_two_commits_on_a_server_it_ends_as_on_a_file(mariadb: str, tmp_path: Path) -> None:
-    assert _kill_at_commits((26, 49), lambda count: new_database(mariadb, f"killed_{count}"), tmp_path) == 49
+    assert _kill_at_commits((17, 32), lambda count: new_database(mariadb, f"killed_{count}"), tmp_path) == 32
 
 
 def _kill_at_commits(counts: Iterable[int], new_url: Callable[[int], str], tmp_path: Path) -> int:

@@ -76,18 +76,6 @@ def test_the_outbox_tells_everything_once_and_in_order(database: str) -> None:
     gateway.close()
 
 
-def test_the_outbox_stops_at_an_event_that_optuna_may_not_have(sqlite: str) -> None:
-    gateway = Gateway.open(sqlite, make_plan(), driver="test")
-    with gateway.ledger.begin() as connection:
-        gateway.ledger.write_event(connection, "report", 0, {}, "half", done=False)
-    gateway.ledger.add_event("winner", None, {}, key="whole")
-    assert gateway.ledger.pending("t") == []
-    with gateway.ledger.begin() as connection:
-        gateway.ledger.mark_done(connection, "half")
-    assert [event.kind for event in gateway.ledger.pending("t")] == ["report", "winner"]
-    gateway.close()
-
-
 def test_another_thread_reads_the_outbox_while_the_driver_writes(database: str) -> None:
     gateway = Gateway.open(database, make_plan(search={"trials": 40, "pruner": "none", "sampler": "random"}), driver="test")
     seen: list[int] = []

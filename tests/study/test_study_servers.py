@@ -92,7 +92,7 @@ try:
     with gateway.ledger.begin() as connection:
         print("holds", flush=True)
         os.kill(os.getpid(), signal.SIGSTOP)
-        gateway.ledger.write_event(connection, "winner", None, {}, "late", done=True)
+        gateway.ledger.write_event(connection, "winner", None, {}, "late")
     print("WROTE", flush=True)
 except Exception as error:
     print("refused:", type(error).__name__, flush=True)
