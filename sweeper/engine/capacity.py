@@ -6,7 +6,7 @@ the knee more trials gain nothing, and each one more in training is one whose re
 yet. Where even the best is less than WORTH_IT times a trial alone, it is one trial at a time: packing is never slower than one
 after another.
 Who restarts an engine that the system killed for its memory gives the next one `slots` and `micro_tokens` halved (see `halved`);
-with slots given nothing is measured.
+with slots given no throughput is measured, only whether the longest row fits (see `require_room`).
 Does not know Ray, studies or why a machine has so much memory; engines that share a machine are each told their part
 (`EngineSetup.memory`). Cost: that of `footprint.py` and, once a node, of `knee.py`.
 """
@@ -40,16 +40,32 @@ def plan_capacity(setup: EngineSetup, net: Net, train: TokenSet, validation: Tok
 
     Raises ModelError if memory has no room for the model and one trial, DataError if it has none for the longest row.
     """
-    chunk_tokens = setup.training.chunk_tokens or 1
     if not isinstance(net, LoraNet):
-        return Capacity(1, setup.micro_tokens or chunk_tokens, reason="this kind of trial needs the model for itself")
-    work = workload(setup.training, train, chunk_tokens)
-    footprint = measure_footprint(setup, net, work)
-    memory = usable(setup, footprint)
-    refuse_too_long(footprint, memory, max(train.info.longest, validation.info.longest))
+        tokens = setup.micro_tokens or setup.training.chunk_tokens or 1
+        return Capacity(1, tokens, reason="this kind of trial needs the model for itself")
+    work, footprint, memory = _fitting(setup, net, train, validation)
     most = min(MOST_TOKENS, max(work.longest, footprint.most_tokens(1, memory)))
     curve = measured_curve(setup, net, work, most)
     return choose(curve, footprint, memory, work, micro_tokens=setup.micro_tokens)
+
+
+def require_room(setup: EngineSetup, net: Net, train: TokenSet, validation: TokenSet) -> None:
+    """Raises as `plan_capacity` does, where slots are given and no throughput is measured.
+
+    Trials that need the model for themselves are not looked at: nobody has measured what their passes take. Cost: a few
+    hundredths of a second where the node knows what a pass takes; else that of `footprint.py`, 1.3 s on SmolLM2-135M.
+    """
+    if isinstance(net, LoraNet):
+        _fitting(setup, net, train, validation)
+
+
+def _fitting(setup: EngineSetup, net: LoraNet, train: TokenSet, validation: TokenSet) -> tuple[Workload, Footprint, int]:
+    """What is trained, what it takes, and the bytes there are for it: enough for one trial with the longest row."""
+    work = workload(setup.training, train, setup.training.chunk_tokens or 1)
+    footprint = measure_footprint(setup, net, work)
+    memory = usable(setup, footprint)
+    refuse_too_long(footprint, memory, max(train.info.longest, validation.info.longest))
+    return work, footprint, memory
 
 
 def usable(setup: EngineSetup, footprint: Footprint) -> int:

@@ -47,6 +47,7 @@ CPU_OVERHEAD = 1.3
 KEPT_FREE = 0.1
 """Share of the free memory that is not planned with: evaluations, checkpoints being written, and other programs need some."""
 
+_WEIGHTS = ".safetensors"
 LOGITS_AT_ONCE = 2  # copies of a slice's logits at once: themselves, and their exponentials while they are summed
 
 
@@ -230,17 +231,17 @@ def resident_bytes() -> int:
 def unread_bytes() -> int:
     """Bytes of mapped weights files that are not in this process's memory yet: a pass will read them all."""
     try:
-        text = Path("/proc/self/smaps").read_text()
+        # The short list first: the long one costs the system a walk over all of this process's pages.
+        mapped = _WEIGHTS in Path("/proc/self/maps").read_text()
+        text = Path("/proc/self/smaps").read_text() if mapped else ""
     except OSError:
         return 0
-    return sum(size - here for name, size, here in _mappings(text) if name.endswith(".safetensors"))
+    return sum(
+        _unread(part) for part in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", text) if part.partition("\n")[0].endswith(_WEIGHTS)
+    )
 
 
-def _mappings(smaps: str) -> list[tuple[str, int, int]]:
-    """(file, bytes mapped, bytes in memory) of each mapping."""
-    out: list[tuple[str, int, int]] = []
-    for part in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", smaps):
-        head, _, rest = part.partition("\n")
-        numbers = dict(re.findall(r"^(\w+): +(\d+) kB", rest, re.M))
-        out.append((head.split(maxsplit=5)[-1], 1024 * int(numbers.get("Size", 0)), 1024 * int(numbers.get("Rss", 0))))
-    return out
+def _unread(mapping: str) -> int:
+    """Bytes of one mapping of smaps that are not in memory."""
+    numbers = dict(re.findall(r"^(\w+): +(\d+) kB", mapping, re.M))
+    return 1024 * (int(numbers.get("Size", 0)) - int(numbers.get("Rss", 0)))

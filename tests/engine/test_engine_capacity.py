@@ -126,6 +126,14 @@ def test_an_engine_is_refused_the_row_that_its_memory_has_no_room_for(
         plan_capacity(world.setup(slots=0, memory=found.forecast_bytes(1, longest // 2)), net, world.train, world.validation)
     with pytest.raises(ModelError, match=r"an engine may take\s+1 MB here"):
         TrialEngine(world.setup(slots=0, memory=1_000_000), world.depot)
+    # The same with slots given, where no throughput is measured; but not for an engine that follows a killed one.
+    short = {"slots": 2, "memory": found.forecast_bytes(1, longest - 1)}
+    for fixed in ({}, {"deterministic": True, "micro_tokens": 64}):
+        with pytest.raises(DataError, match=rf"a row of {longest} tokens does not fit into memory"):
+            world.engine(**short, **fixed)
+        assert world.engine(slots=2, memory=found.forecast_bytes(1, longest), **fixed).available() == 2
+    assert world.engine(**short, micro_tokens=64).available() == 2
+    assert world.engine(slots=1, memory=1_000_000, training={"method": "full"}).available() == 1
 
 
 @pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
