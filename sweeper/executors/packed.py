@@ -5,9 +5,10 @@ become free, to the engine with the fewest. One engine per visible GPU; without 
 
     listen (ray.wait) -> reports and ends to the source -> decisions asked -> trials handed out -> engines called again
 
+Once nothing is left to hand out, a trial leaves an engine that has much more to do than another (see `balance.py`).
 All of it happens in the thread that called `run`. An engine that dies or hangs gives its trials back, from their last checkpoints,
 and a new one starts with half the slots and half the tokens in a pass: what the kernel kills for its memory looks like any kill.
-With `deterministic` the engines go in rounds of a fixed number of steps, and are listened to in their order.
+With `deterministic` the engines go in rounds of a fixed number of steps, are listened to in their order, and no trial moves.
 Does not know: the study, how an engine trains. Cost: a local cluster takes 3 to 8 s to start, an engine 2 to 4 s with its imports
 and its model; from then on 1 to 2 ms a message.
 """
@@ -27,6 +28,7 @@ import ray
 from sweeper.engine.base import Ended, EngineSetup, Event
 from sweeper.errors import ResourceError
 from sweeper.executors.actor import Limits, Message, halved
+from sweeper.executors.balance import best_move
 from sweeper.executors.base import (
     ASK_SECONDS,
     IDLE_SECONDS,
@@ -43,7 +45,7 @@ from sweeper.executors.interrupt import Interrupts, deferred
 from sweeper.executors.plan import Plan, user_error
 from sweeper.executors.porter import parcels, start_porter
 from sweeper.executors.remote import LEASE_SECONDS, EngineHungError, EngineLostError, Phase, RemoteEngine
-from sweeper.records import Decision, Done, Ending, Outcome, Report, ReportKind, TrialSource, Wait
+from sweeper.records import Action, Decision, Done, Ending, Outcome, Report, ReportKind, TrialSource, TrialSpec, Wait
 from sweeper.spec.models import ExecutorSpec
 
 LISTEN_SECONDS = 0.25
@@ -135,6 +137,7 @@ class _Fleet:
         self._watch = watch
         self._events: deque[tuple[RemoteEngine, Event]] = deque()
         self._crashes: Counter[int] = Counter()
+        self._moving: set[int] = set()
         self._most = 0
         self._begun = False
         self._began = time.monotonic()
@@ -170,6 +173,7 @@ class _Fleet:
         self._steer(bool(said))
         if self._ready():
             self._hand_out()
+            self._balance()
             self._call()
 
     # Listening.
@@ -225,7 +229,7 @@ class _Fleet:
         alone = sum(reached for _, reached in lost) == 1
         for trial, reached in lost:
             if not any(isinstance(event, Ended) and event.trial == trial.number for event in said):
-                self._events.append((engine, Ended(trial.number, self._outcome(trial.number, reached, alone, why))))
+                self._events.append((engine, Ended(trial.number, self._outcome(trial, reached, alone, why))))
         if began and had is not None:
             limits = halved(engine.limits, self._setup, had)
             self._watch.notice(
@@ -247,13 +251,14 @@ class _Fleet:
             )
         self._watch.notice(f"an engine died {_STARTS} times before it was ready ({why}); the sweep goes on with the others")
 
-    def _outcome(self, number: int, reached: bool, alone: bool, why: str) -> Outcome:
+    def _outcome(self, trial: TrialSpec, reached: bool, alone: bool, why: str) -> Outcome:
         """A trial comes back; one that was alone in an engine that died, and had been in another, is what kills them."""
         if not reached:
-            return Outcome(Ending.PREEMPTED, reason=f"its engine was lost before it began ({why})")
-        self._crashes[number] += 1
-        if alone and self._crashes[number] > 1:
-            times = self._crashes[number]
+            reason = f"its engine was lost before it began ({why})"
+            return Outcome(Ending.PREEMPTED, reason=reason, checkpoint=trial.resume_from)
+        self._crashes[trial.number] += 1
+        if alone and self._crashes[trial.number] > 1:
+            times = self._crashes[trial.number]
             return Outcome(Ending.FAILED, reason=f"its engine was lost {times} times, at last with no other trial inside: {why}")
         return Outcome(Ending.PREEMPTED, reason=f"its engine was lost ({why})")
 
@@ -265,7 +270,11 @@ class _Fleet:
             engine, event = self._events[0]
             if isinstance(event, Report):
                 self._report(engine, event)
+            elif _is_moved(event, self._moving):
+                self._events.popleft()
+                self._move(event, engine)
             else:
+                self._moving.discard(event.trial)
                 self._tell(lambda ended=event: self._source.on_end(ended.trial, ended.outcome))  # type: ignore[misc]
                 self._events.popleft()
                 engine.note(event)
@@ -327,6 +336,29 @@ class _Fleet:
             else:
                 engine.give(answer)
 
+    def _balance(self) -> None:
+        """Has one trial leave for an engine with less to do; the source never hears of it."""
+        if self._setup.deterministic or self._moving:
+            return
+        ready = [engine for engine in self._engines if engine.phase is Phase.READY]
+        found = best_move([engine.load() for engine in ready])
+        if found is None:
+            return
+        trial, _ = found
+        self._moving.add(trial)
+        next(engine for engine in ready if trial in engine.inside).tell(Decision(trial, Action.PAUSE, "moves to an idle engine"))
+
+    def _move(self, paused: Ended, engine: RemoteEngine) -> None:
+        """Hands a trial that left for another engine on to the one with the least to do, with what was decided meanwhile."""
+        trial, reached = engine.inside[paused.trial], engine.reached[paused.trial]
+        late = engine.take(paused.trial)
+        self._moving.discard(paused.trial)
+        target = min((e for e in self._engines if e.free > 0), key=lambda e: (e.load().examples, e.index))
+        target.give(replace(trial, resume_from=paused.outcome.checkpoint), reached)
+        for decision in late:
+            target.tell(decision)
+        _log.info("trial %d goes on in engine %d, which had less to do than engine %d", trial.number, target.index, engine.index)
+
     def _call(self) -> None:
         most = max(len(engine.inside) for engine in self._engines)
         if most > self._most:
@@ -344,8 +376,9 @@ class _Fleet:
             self._hear_last()
         finally:  # a second Ctrl-C ends the waiting, not the telling
             for engine in self._engines:
-                for number in sorted(engine.inside):
-                    self._source.on_end(number, Outcome(Ending.PREEMPTED, reason=reason))
+                for number, trial in sorted(engine.inside.items()):
+                    last = trial.resume_from if number in engine.unsent else None
+                    self._source.on_end(number, Outcome(Ending.PREEMPTED, reason=reason, checkpoint=last))
                 engine.inside.clear()
 
     def _hear_last(self) -> None:
@@ -365,6 +398,12 @@ class _Fleet:
         for engine, event in said:
             if isinstance(event, Report):
                 self._source.on_report(event)  # the answer comes too late
+            elif _is_moved(event, self._moving):
+                self._source.on_end(event.trial, replace(event.outcome, ending=Ending.PREEMPTED, reason="interrupted"))
             else:
                 self._source.on_end(event.trial, event.outcome)
             engine.note(event)
+
+
+def _is_moved(event: Ended, moving: set[int]) -> bool:
+    return event.trial in moving and event.outcome.ending is Ending.PAUSED and event.outcome.checkpoint is not None

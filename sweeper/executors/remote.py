@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeper.engine.base import Capacity, Ended
 from sweeper.executors.actor import EngineActor, Limits, Message, Orders
+from sweeper.executors.balance import Left, Load
 from sweeper.executors.cluster import Room
 from sweeper.records import Decision, Report, ReportKind, TrialSpec
 
@@ -56,7 +57,8 @@ class EngineHungError(EngineLostError):
 
 
 class RemoteEngine:
-    """See above. `inside` are the trials handed out to it, `parked` those of them that wait for a decision."""
+    """See above. `inside` are the trials handed out to it, `parked` those of them that wait for a decision, `reached` the examples
+    that each has told of."""
 
     def __init__(self, index: int, porter: tuple[str, str], room: Room, least_lease: float = LEASE_SECONDS) -> None:
         self.index = index
@@ -65,6 +67,7 @@ class RemoteEngine:
         self.limits = Limits()
         self.inside: dict[int, TrialSpec] = {}
         self.parked: set[int] = set()
+        self.reached: dict[int, int] = {}
         self.call: Any = None
         self.failed_starts = 0
         self._actor: Any = None
@@ -100,9 +103,15 @@ class RemoteEngine:
         """Whether a call would do anything: something to be told, or a trial that trains."""
         return bool(self._trials or self._decisions or self.inside.keys() - self.parked)
 
-    def give(self, trial: TrialSpec) -> None:
+    @property
+    def unsent(self) -> set[int]:
+        """Trials handed out that the next call brings to the engine."""
+        return {trial.number for trial in self._trials}
+
+    def give(self, trial: TrialSpec, reached: int = 0) -> None:
         """Hands a trial out; it leaves with the next call."""
         self.inside[trial.number] = trial
+        self.reached[trial.number] = reached
         self._trials.append(trial)
 
     def tell(self, decision: Decision) -> None:
@@ -110,15 +119,35 @@ class RemoteEngine:
         self.parked.discard(decision.trial)
         self._decisions.append(decision)
 
+    def load(self) -> Load:
+        """What is left to train here. A trial may leave between two calls, when it trains and nothing is on its way to it."""
+        busy = self.parked | self.unsent | {decision.trial for decision in self._decisions}
+        left = {n: Left(max(0, trial.examples - self.reached[n]), trial.examples) for n, trial in self.inside.items()}
+        movable = {} if self.call is not None else {number: one for number, one in left.items() if number not in busy}
+        staying = sum(one.examples for number, one in left.items() if number not in movable and number not in self.parked)
+        return Load(self.free, movable, staying)
+
+    def take(self, trial: int) -> list[Decision]:
+        """Lets go of a trial that was told to pause: the decisions that came too late for it here."""
+        late = [decision for decision in self._decisions if decision.trial == trial]
+        self.forget(trial)
+        return late
+
     def note(self, event: Report | Ended) -> None:
         """Keeps up with an event that the source was told of."""
         if isinstance(event, Report):
+            self.reached[event.trial] = event.examples
             if event.kind is ReportKind.RUNG:
                 self.parked.add(event.trial)
             return
-        self.inside.pop(event.trial, None)
-        self.parked.discard(event.trial)
-        self._decisions = [decision for decision in self._decisions if decision.trial != event.trial]
+        self.forget(event.trial)
+
+    def forget(self, trial: int) -> None:
+        """The trial is in no slot here any more."""
+        self.inside.pop(trial, None)
+        self.reached.pop(trial, None)
+        self.parked.discard(trial)
+        self._decisions = [decision for decision in self._decisions if decision.trial != trial]
 
     def work(self, steps: int | None = None) -> None:
         """Sends what there is to be told, and has the engine go on."""
@@ -179,8 +208,7 @@ class RemoteEngine:
 
         A process that `hung` may be one that hears nobody; it is ended by its node, or would keep its memory.
         """
-        unsent = {trial.number for trial in self._trials}
-        lost = [(trial, trial.number not in unsent) for trial in self.inside.values()]
+        lost = [(trial, trial.number not in self.unsent) for trial in self.inside.values()]
         if self.phase is not Phase.READY:
             self.failed_starts += 1
         self.kill()
@@ -188,6 +216,7 @@ class RemoteEngine:
             _end_process(self._node, self._pid)
         self.inside.clear()
         self.parked.clear()
+        self.reached.clear()
         self._trials, self._decisions = [], []
         return lost
 

@@ -19,11 +19,11 @@ from sweeper.executors.actor import shared_pages
 from sweeper.executors.base import EngineFactory, Sharing
 from sweeper.executors.packed import PackedExecutor
 from sweeper.executors.replay import Replay
-from sweeper.records import Ending, Executor, Outcome, Report, ReportKind, TrialSpec
+from sweeper.records import Decision, Ending, Executor, Outcome, Report, ReportKind, TrialSpec
 from sweeper.spec.models import ExecutorSpec, TrainingSpec
 from tests.contracts.executor import Action, Curves, ExecutorContract, Make, Recorder, pids, setup, trial
 from tests.contracts.terminal import check_ctrl_c
-from tests.support.engines import Deadly, Dying, Faulty, FullDisk, Refusing
+from tests.support.engines import Deadly, Dying, Faulty, FullDisk, Refusing, SlowToPause
 
 
 @pytest.fixture
@@ -116,6 +116,63 @@ def test_an_engine_stays_warm_and_admits_while_others_train(packed: Packed, tmp_
     ended = [number for number, _ in source.ends]
     assert ended.index(0) > ended.index(1), "trial 2 and later came while trial 0 went on"
     assert source.most_running == 2
+
+
+def uneven() -> list[TrialSpec]:
+    """Two long trials for the first of two engines, two short ones for the second."""
+    return [longer(0), trial(1, rungs=()), longer(2), trial(3, rungs=())]
+
+
+def test_an_engine_that_has_run_dry_takes_a_trial_from_one_with_two(packed: Packed, tmp_path: Path) -> None:
+    log = tmp_path / "pids"
+    source = Recorder(uneven())
+    packed(Replay(Curves(str(log)), 0.5)).run(source)
+    assert source.endings() == dict.fromkeys(range(4), Ending.COMPLETED)
+    assert len(source.ends) == 4, "the source never heard of the move"
+    found = pids(log)
+    moved = [number for number in (0, 2) if len(set(found[number])) == 2]
+    assert len(moved) == 1
+    assert len(set(found[2 - moved[0]])) == 1
+    assert found[moved[0]][-1] in found[1], "it went to the engine that had run dry"
+    for number in (0, 2):
+        assert source.nominals(number) == list(range(10, 110, 10)), "every evaluation was told once"
+
+
+def test_what_is_decided_while_a_trial_moves_reaches_it_where_it_went(packed: Packed, tmp_path: Path) -> None:
+    class Late(Recorder):
+        """Stops both long trials, told once, well after the short ones have ended."""
+
+        since: float | None = None
+
+        def decisions(self) -> list[Decision]:
+            if self.running == {0, 2} and self.since is None and len(self.given) == 4:
+                self.since = time.monotonic()
+            if self.since is None or not 1.5 < time.monotonic() - self.since < 3600:
+                return []
+            self.since = -7200.0
+            return [Decision(n, Action.STOP, "no longer wanted") for n in (0, 2)]
+
+    source = Late(uneven())
+    packed(SlowToPause(Curves(), 0.5, seconds=4.0)).run(source)
+    assert source.endings() == {0: Ending.PRUNED, 1: Ending.COMPLETED, 2: Ending.PRUNED, 3: Ending.COMPLETED}
+    assert len(source.ends) == 4
+
+
+def test_an_engine_that_dies_while_a_trial_leaves_it_loses_neither(packed: Packed, tmp_path: Path) -> None:
+    source = GivesBack(uneven())
+    packed(SlowToPause(Curves(), 0.5, dies=str(tmp_path / "died"))).run(source)
+    assert (tmp_path / "died").exists()
+    assert source.endings() == dict.fromkeys(range(4), Ending.COMPLETED)
+    back = sorted(number for number, outcome in source.ends if outcome.ending is Ending.PREEMPTED)
+    assert back == [0, 2], "both, once"
+    assert [source.nominals(number)[-1] for number in range(4)] == [100, 40, 100, 40]
+
+
+def test_in_a_fixed_order_no_trial_moves(packed: Packed, tmp_path: Path) -> None:
+    log = tmp_path / "pids"
+    source = Recorder(uneven())
+    packed(Replay(Curves(str(log)), 0.1), deterministic=True).run(source)
+    assert {len(set(found)) for found in pids(log).values()} == {1}
 
 
 def test_a_killed_engine_gives_all_its_trials_back_and_leaves_the_other_alone(packed: Packed, tmp_path: Path) -> None:

@@ -6,14 +6,15 @@ import importlib
 import json
 import os
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeper.engine.base import Engine, EngineSetup
+from sweeper.engine.base import Ended, Engine, EngineSetup
 from sweeper.errors import ModelError, ResourceError
 from sweeper.executors.replay import Replay
-from sweeper.records import Depot, TrialSpec
+from sweeper.records import Action, Decision, Depot, TrialSpec
 from tests.contracts.executor import Curves
 
 
@@ -46,6 +47,31 @@ class Dying:
     def __call__(self, given: EngineSetup, depot: Depot) -> Engine:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
+
+
+@dataclass(frozen=True)
+class SlowToPause:
+    """An engine that takes `seconds` to pause a trial; or, with `dies`, ends its process in there, once."""
+
+    curves: Curves
+    evaluation: float
+    seconds: float = 0.0
+    dies: str | None = None  # a file that says that it died
+
+    def __call__(self, given: EngineSetup, depot: Depot) -> Engine:
+        engine = Replay(self.curves, self.evaluation)(given, depot)
+        decide = engine.decide
+
+        def slowly(decision: Decision) -> list[Ended]:
+            if decision.action is Action.PAUSE:
+                if self.dies is not None and not Path(self.dies).exists():
+                    Path(self.dies).touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(self.seconds)
+            return decide(decision)
+
+        setattr(engine, "decide", slowly)  # noqa: B010
+        return engine
 
 
 @dataclass(frozen=True)
