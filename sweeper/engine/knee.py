@@ -6,7 +6,8 @@ Tokens double from FEWEST until throughput is flat for two doublings, the bound 
 half goes to more turns over all points, one after another, so that a busy moment hits them all; medians count.
 
 Curves are kept on the node, in a JSON file for each device, threads, model config, dtype, base storage, depth, kind of rows
-and torch version. Two engines that measure at once both write; the last one stays. A file that cannot be read is measured anew.
+and torch version. Engines of a node that start together measure once: the first does, the others wait for its curve, so that equal
+devices get equal slots. A file that cannot be read is measured anew.
 Does not know slots, memory or schedules. Cost: at most SECONDS, once; on one core SmolLM2-135M takes about 5 s and a pass of a
 billion parameters' slice 0.2 s for each 100 tokens; a single round over the points is always finished.
 """
@@ -20,6 +21,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ import transformers
 from sweeper.engine.base import EngineSetup
 from sweeper.engine.curve import FORMAT, NEAR, Curve
 from sweeper.engine.lora_net import LoraNet
-from sweeper.engine.node import cache_root, keep
+from sweeper.engine.node import cache_root, keep, locked
 from sweeper.engine.workload import Workload, slice_of
 
 FEWEST = 16
@@ -44,12 +46,17 @@ Pass = Callable[[], None]
 def measured_curve(setup: EngineSetup, net: LoraNet, work: Workload, most: int) -> Curve:
     """The node's curve for this kind of work, measured now (up to `most` tokens a pass) where there is none yet."""
     path = cache_root() / "knees" / f"{work_key(setup, net, work)}.json"
-    try:
+    with suppress(OSError, ValueError):
         return Curve.from_json(path.read_text())
-    except (OSError, ValueError):
-        curve = measure_curve(net, work, most)
-        keep(path, curve.to_json())
-        return curve
+    try:
+        with locked(path.with_suffix(".lock")):
+            with suppress(OSError, ValueError):
+                return Curve.from_json(path.read_text())
+            curve = measure_curve(net, work, most)
+            keep(path, curve.to_json())
+            return curve
+    except OSError:
+        return measure_curve(net, work, most)
 
 
 def measure_curve(net: LoraNet, work: Workload, most: int, seconds: float = SECONDS) -> Curve:

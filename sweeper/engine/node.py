@@ -5,8 +5,11 @@ Knows nothing of what lies in it. Costs a system call or two.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -27,3 +30,12 @@ def keep(path: Path, text: str) -> None:
         os.replace(file.name, path)
     except OSError:
         return
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process of the node at a time in here; one that is killed lets the next one in. Raises OSError if `path` is not writable."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

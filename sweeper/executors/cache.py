@@ -7,15 +7,13 @@ Does not know where the bytes come from. Cost: a folder that is here already cos
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeper.engine.node import cache_root
+from sweeper.engine.node import cache_root, locked
 from sweeper.errors import ResourceError
 
 PIECE_BYTES = 32 << 20
@@ -62,8 +60,7 @@ def cached(kind: str, what: Manifest, read: Read) -> Path:
     if folder.is_dir():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
+        with locked(folder.with_suffix(".lock")):
             if not folder.is_dir():
                 aside = folder.with_suffix(".aside")
                 shutil.rmtree(aside, ignore_errors=True)  # of a worker that was killed
@@ -87,8 +84,7 @@ def derived(kind: str, folder: Path, make: Callable[[Path], None]) -> Path:
     made = cache_root() / kind / folder.name
     if made.is_dir():
         return made
-    made.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(made.with_suffix(".lock")):
+    with locked(made.with_suffix(".lock")):
         if made.is_dir():
             return made
         aside = made.with_suffix(".aside")
@@ -111,10 +107,3 @@ def _fetch(path: Path, name: str, size: int, read: Read) -> None:
             if not piece:
                 raise RuntimeError(f"{name} became shorter while it was read")
             file.write(piece)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

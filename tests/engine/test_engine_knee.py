@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from sweeper.engine.curve import Curve
-from sweeper.engine.knee import Pass, measured_curve, take_turns, work_key
+from sweeper.engine.knee import Pass, measure_curve, measured_curve, take_turns, work_key
 from sweeper.engine.lora_net import LoraNet
-from sweeper.engine.workload import MOST_TRIALS, slice_of, workload
+from sweeper.engine.workload import MOST_TRIALS, Workload, slice_of, workload
 from tests.engine.engine_world import World
 
 # Throughput 100, 190, 300, 380, 390, 360 tokens a second.
@@ -91,12 +92,30 @@ def test_a_real_net_is_measured_once_and_left_as_it_was(world: World, tmp_path: 
     assert net._placed == {}
     assert len(net.packed.model.base_model.layers) == 2
     assert all(not layer.adapters for layer in net._layers.values())
-    (file,) = (tmp_path / "cache" / "knees").iterdir()
+    (file,) = (tmp_path / "cache" / "knees").glob("*.json")
     assert Curve.from_json(file.read_text()) == curve
     assert measured_curve(setup, net, work, most=128) == curve
     file.write_text("{")  # a disk that was full, say
     again = measured_curve(setup, net, work, most=64)
     assert json.loads(file.read_text())["points"][-1][0] == again.points[-1][0] <= 64
+
+
+def test_engines_that_start_together_measure_once(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "cache"))
+    setup = world.setup()
+    nets = [LoraNet(setup), LoraNet(setup)]
+    work = workload(setup.training, world.train, 64)
+    measured: list[LoraNet] = []
+
+    def measure(net: LoraNet, work: Workload, most: int) -> Curve:
+        measured.append(net)
+        return measure_curve(net, work, most)
+
+    monkeypatch.setattr("sweeper.engine.knee.measure_curve", measure)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda net: measured_curve(setup, net, work, most=64), nets)
+    assert first == second
+    assert len(measured) == 1
 
 
 def test_a_folder_that_cannot_be_written_costs_the_keeping_only(
