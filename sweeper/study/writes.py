@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
+import sqlalchemy as sa
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
@@ -58,7 +59,7 @@ class StudyWrites:
         }
         with self._ledger.begin() as connection, self._store.within(connection):
             self._ledger.write_event(connection, "trial_started", row.number, payload, key)
-            row = self._tell_start(row)
+            row = self._tell_start(connection, row)
             write_trial(connection, self._plan.name, row)
             write_start(connection, self._plan.name, row, self._term)
         self.trials[row.number] = row
@@ -98,7 +99,8 @@ class StudyWrites:
             self._ledger.write_event(connection, "report", report.trial, report_payload(report), key)
             self._ledger.write_report(connection, report, value)
             if first and value is not None and row.trial_id is not None:
-                self._store.report(row.trial_id, report.nominal, value)
+                again = any((row.number, attempt, report.nominal) in self._reported for attempt in range(row.attempt))
+                self._store.report(connection, row.trial_id, report.nominal, value, again=again)
             decision = decide()
             if decision.evidence:
                 self._ledger.write_decision(connection, report, decision)
@@ -143,7 +145,10 @@ class StudyWrites:
         with self._ledger.begin() as connection, self._store.within(connection):
             self._ledger.write_event(connection, "trial_ended", row.number, payload, key)
             if state.is_finished():
-                told = self._store.finish(row.trial_id, state, values, reason, constraints)
+                space = self._sampling.space
+                told = self._store.finish(
+                    connection, row.trial_id, state, values, reason, constraints, row.drawn, space.distributions
+                )
             else:
                 self._store.wait(row.trial_id)
             write_trial(connection, self._plan.name, ended)
@@ -227,13 +232,14 @@ class StudyWrites:
         self.end(row, self.preempted(row, "the driver was lost"))
         return True
 
-    def _tell_start(self, row: TrialRow) -> TrialRow:
+    def _tell_start(self, connection: sa.Connection, row: TrialRow) -> TrialRow:
         if row.trial_id is not None:
             self._store.resume(row.trial_id)
             return row
         attributes = {"params": dict(row.params), "source": row.source, "seed": row.seed, "examples": row.budget}
         distributions = self._sampling.space.distributions
-        return replace(row, trial_id=self._store.create(row.number, row.drawn, distributions, {"sweeper": attributes}))
+        trial_id = self._store.create(connection, row.number, row.drawn, distributions, {"sweeper": attributes})
+        return replace(row, trial_id=trial_id)
 
 
 def _advanced(row: TrialRow, report: Report) -> TrialRow:
