@@ -34,7 +34,7 @@ def keep(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process of the node at a time in here; one that is killed lets the next one in. Raises OSError if `path` is not writable."""
+    """One process of the node at a time; one that is killed lets the next one in. Raises OSError if `path` is not writable."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -28,7 +28,7 @@ import ray
 from sweeper.engine.base import Ended, EngineSetup, Event
 from sweeper.errors import ResourceError
 from sweeper.executors.actor import Limits, Message, halved
-from sweeper.executors.balance import best_move
+from sweeper.executors.balance import Moves, best_move
 from sweeper.executors.base import (
     ASK_SECONDS,
     IDLE_SECONDS,
@@ -137,7 +137,7 @@ class _Fleet:
         self._watch = watch
         self._events: deque[tuple[RemoteEngine, Event]] = deque()
         self._crashes: Counter[int] = Counter()
-        self._moving: set[int] = set()
+        self._moves = Moves()
         self._most = 0
         self._begun = False
         self._began = time.monotonic()
@@ -166,8 +166,9 @@ class _Fleet:
     def _turn(self) -> None:
         said = self._listen()
         for engine, message in said:
-            self._events.extend((engine, event) for event in message.events)
-            self._drain()
+            self._events.extend((engine, self._moves.whole(event)) for event in message.events)
+        self._drain()
+        for _, message in said:
             if message.refused is not None:
                 raise user_error(*message.refused)
         self._steer(bool(said))
@@ -270,13 +271,13 @@ class _Fleet:
             engine, event = self._events[0]
             if isinstance(event, Report):
                 self._report(engine, event)
-            elif _is_moved(event, self._moving):
+            elif self._moves.is_move(event):
                 self._events.popleft()
                 self._move(event, engine)
             else:
-                self._moving.discard(event.trial)
                 self._tell(lambda ended=event: self._source.on_end(ended.trial, ended.outcome))  # type: ignore[misc]
                 self._events.popleft()
+                self._moves.ended(event.trial)
                 engine.note(event)
                 self._hungry = True
 
@@ -338,21 +339,21 @@ class _Fleet:
 
     def _balance(self) -> None:
         """Has one trial leave for an engine with less to do; the source never hears of it."""
-        if self._setup.deterministic or self._moving:
+        if self._setup.deterministic or self._moves.moving:
             return
         ready = [engine for engine in self._engines if engine.phase is Phase.READY]
         found = best_move([engine.load() for engine in ready])
         if found is None:
             return
         trial, _ = found
-        self._moving.add(trial)
+        self._moves.moving.add(trial)
         next(engine for engine in ready if trial in engine.inside).tell(Decision(trial, Action.PAUSE, "moves to an idle engine"))
 
     def _move(self, paused: Ended, engine: RemoteEngine) -> None:
         """Hands a trial that left for another engine on to the one with the least to do, with what was decided meanwhile."""
         trial, reached = engine.inside[paused.trial], engine.reached[paused.trial]
         late = engine.take(paused.trial)
-        self._moving.discard(paused.trial)
+        self._moves.left(paused)
         target = min((e for e in self._engines if e.free > 0), key=lambda e: (e.load().examples, e.index))
         target.give(replace(trial, resume_from=paused.outcome.checkpoint), reached)
         for decision in late:
@@ -394,16 +395,12 @@ class _Fleet:
             except Exception as error:
                 _log.warning("an engine wrote no last checkpoints: %s", str(error).split("\n")[0])
                 continue
-            said.extend((engine, event) for event in message.events)
+            said.extend((engine, self._moves.whole(event)) for event in message.events)
         for engine, event in said:
             if isinstance(event, Report):
                 self._source.on_report(event)  # the answer comes too late
-            elif _is_moved(event, self._moving):
+            elif self._moves.is_move(event):
                 self._source.on_end(event.trial, replace(event.outcome, ending=Ending.PREEMPTED, reason="interrupted"))
             else:
                 self._source.on_end(event.trial, event.outcome)
             engine.note(event)
-
-
-def _is_moved(event: Ended, moving: set[int]) -> bool:
-    return event.trial in moving and event.outcome.ending is Ending.PAUSED and event.outcome.checkpoint is not None

@@ -136,6 +136,9 @@ def test_an_engine_that_has_run_dry_takes_a_trial_from_one_with_two(packed: Pack
     assert found[moved[0]][-1] in found[1], "it went to the engine that had run dry"
     for number in (0, 2):
         assert source.nominals(number) == list(range(10, 110, 10)), "every evaluation was told once"
+        spent = [report.train_seconds for report in source.reports if report.trial == number]
+        assert spent == sorted(spent), "what it cost before it moved still counts"
+        assert dict(source.ends)[number].train_seconds > 4
 
 
 def test_what_is_decided_while_a_trial_moves_reaches_it_where_it_went(packed: Packed, tmp_path: Path) -> None:
