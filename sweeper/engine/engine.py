@@ -2,7 +2,7 @@
 
 The scheduler decides whose turn it is, the net does the arithmetic, `trial.py` holds a trial's own rules; this file carries
 trials through their life: batch -> step -> (evaluation -> report -> decision) -> ... -> end. Nothing that a trial does raises
-out of `step`: it ends FAILED with its reason, and the others go on.
+out of `step`: it ends FAILED with its reason, and the others go on, also those that shared the pass it broke (`again.py`).
 Pieces end by count, never by the clock. The clock decides when a silent trial's PROGRESS is told and when a checkpoint between
 rungs is written; with `setup.deterministic` PROGRESS comes every PROGRESS_PIECES pieces, and such a checkpoint is named by the
 next report, so that the same calls give the same events (their times and those names aside).
@@ -15,33 +15,31 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from sweeper.data.tokens import TokenSet
 from sweeper.engine import evaluate
+from sweeper.engine.again import Again
 from sweeper.engine.base import Capacity, Ended, EngineSetup, Event
 from sweeper.engine.batch import Batches
 from sweeper.engine.checkpoint import Checkpoint, Measured, Progress, load_checkpoint, save_checkpoint
-from sweeper.engine.memory import NO_ROOM, let_go, ran_out
-from sweeper.engine.metrics import compute, needs_text
-from sweeper.engine.model import load_tokenizer
+from sweeper.engine.memory import NO_ROOM, ran_out
 from sweeper.engine.net import Net, build_net
-from sweeper.engine.outcomes import to_parquet
 from sweeper.engine.packed import Chunk
 from sweeper.engine.params import read_params
 from sweeper.engine.scheduler import Phase, Schedule, Scheduler, Work
 from sweeper.engine.seeds import mix
 from sweeper.engine.slots import Slots
 from sweeper.engine.trial import Running
+from sweeper.engine.validation import Validation
 from sweeper.errors import ModelError, SweeperError, TrialError, UserError
 from sweeper.records import Action, Decision, Depot, Ending, Report, ReportKind, TrialSpec
 
 PROGRESS_SECONDS = 1.0
 PROGRESS_PIECES = 8
-OUTCOMES_FILE = "rows.parquet"
 _KEPT_CHECKPOINTS = 2  # the driver may not know the newest yet
 
 log = logging.getLogger(__name__)
@@ -54,26 +52,17 @@ class TrialEngine:
         torch.set_num_threads(setup.threads)
         self._setup = setup
         self._depot = depot
-        self._train_data, self._validation = TokenSet(setup.train), TokenSet(setup.validation)
-        self._plan = evaluate.plan(setup, self._train_data.info, self._validation.info)
-        self._names = tuple(dict.fromkeys(("loss", *setup.metrics)))
-        self._row_ids: list[str] = self._validation.row_ids()
-        self._texts, self._references = self._decoder()
+        self._train_data = TokenSet(setup.train)
+        self._validation = Validation(setup, self._train_data.info, TokenSet(setup.validation), depot)
         self._chunk_tokens = _number(setup.training.chunk_tokens, "chunk_tokens")
         self._net: Net = build_net(setup)
         self._vocabulary = int(_vocabulary(setup))
         self._capacity = self._measure_capacity()
         self._slots = Slots(self._capacity.slots)
         self._scheduler = Scheduler(self._capacity.micro_tokens)
+        self._again = Again(self._scheduler, self._next)
         self._pieces = 0
         self._running: dict[int, Running] = {}
-
-    def _decoder(self) -> tuple[Callable[[Sequence[int]], str] | None, list[str]]:
-        """Token ids to text, and the references; nothing where no metric reads text."""
-        if not needs_text(self._setup.metrics, self._validation.info.task):
-            return None, []
-        tokenizer = load_tokenizer(self._setup.model, self._setup.trust_remote_code)
-        return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)), self._validation.references()
 
     def _measure_capacity(self) -> Capacity:
         """What the setup says; what it leaves open is measured, where more than one trial may share the model."""
@@ -86,9 +75,9 @@ class TrialEngine:
             # Where tokens are given too, and no order asks for them, a killed engine is followed, whose rows were looked at; memory
             # may be short for the moment, and the sweep is to go on.
             if setup.micro_tokens is None or setup.deterministic:
-                require_room(setup, self._net, self._train_data, self._validation)
+                require_room(setup, self._net, self._train_data, self._validation.data)
             return Capacity(setup.slots, micro_tokens)
-        return plan_capacity(setup, self._net, self._train_data, self._validation)
+        return plan_capacity(setup, self._net, self._train_data, self._validation.data)
 
     def capacity(self) -> Capacity:
         return self._capacity
@@ -143,10 +132,19 @@ class TrialEngine:
             self._do(work)
         except Exception as error:
             short = ran_out(error)
-            events += [] if short else [self._failed(number, error) for number in work.trials()]
+            events += [] if short else self._blame(work, error)
         if short:  # outside the handler, whose error still holds what the failed pass allocated
-            events += self._again_with_less(work)
+            trials = [self._running[number] for number in work.trials()]
+            events += [self._end(running, Ending.FAILED, NO_ROOM) for running in self._again.with_less(work, trials)]
         return events + self._settle(work.trials()) + self._progress()
+
+    def _blame(self, work: Schedule, error: Exception) -> list[Event]:
+        """Ends a trial that failed by itself; of several that failed together each is to show alone whose fault it was."""
+        numbers = work.trials()
+        if len(numbers) == 1 or isinstance(error, UserError):
+            return [self._failed(number, error) for number in numbers]
+        self._again.apart(work, [self._running[number] for number in numbers], error)
+        return []
 
     def _settle(self, numbers: Sequence[int]) -> list[Event]:
         """What follows for those of `numbers` whose batch or evaluation is complete: a step, a report, an end."""
@@ -200,9 +198,9 @@ class TrialEngine:
             self._scheduler.offer(number, running.batch.sizes, rows=[len(chunk) for chunk in running.batch.chunks])
             return
         nominal = running.progress.due[0]
-        count = self._plan.full if running.is_final(nominal) or running.is_rung(nominal) else self._plan.between
+        count = self._validation.rows(running, nominal)
         if running.evaluation is None or running.evaluation.count != count:
-            running.evaluation, running.measured = self._begin_evaluation(running, count), None
+            running.evaluation, running.measured = self._validation.begin(running.slot, count, self._chunk_tokens), None
         if chunks := running.evaluation.offered():
             rows = [len(chunk.rows) for chunk in chunks]
             self._scheduler.offer(number, [chunk.tokens for chunk in chunks], chunks[0].work, rows)
@@ -247,38 +245,6 @@ class TrialEngine:
             self._running[number].losses[index] = loss
             self._running[number].progress.train_seconds += seconds * size / sum(sizes)
 
-    def _again_with_less(self, work: Schedule) -> list[Event]:
-        """Has a piece that did not fit into memory done again with less at once; a row that does not fit alone ends its trial.
-
-        Gradients of half a pass cannot be told from those before it, so the trials' batches begin anew.
-        """
-        let_go()
-        alone = len(work.chunks) == 1
-        if not alone:
-            self._scheduler.halve()
-        events: list[Event] = []
-        for number in work.trials():
-            running = self._running[number]
-            what = "training" if work.work is Work.TRAIN else "an evaluation"
-            if alone and not self._cut(running, work):
-                events.append(self._end(running, Ending.FAILED, NO_ROOM))
-                continue
-            log.warning("trial %d ran out of memory in %s; what it was doing is done again with less at once", number, what)
-            if work.work is Work.TRAIN:
-                running.row.gradient.zero_()
-            self._scheduler.withdraw(number)
-            self._next(running)
-        return events
-
-    def _cut(self, running: Running, work: Schedule) -> bool:
-        """Halves the one chunk of `work`; False if it is a single row."""
-        if work.work is not Work.TRAIN:
-            return running.evaluation is not None and running.evaluation.halve()
-        assert running.batch is not None
-        cut = running.batches.halve(running.batch, work.chunks[0][1])
-        running.recut = running.recut or cut
-        return cut
-
     def _complete_batch(self, running: Running) -> list[Event]:
         """Takes the optimizer step."""
         self._optimize(running)
@@ -318,32 +284,9 @@ class TrialEngine:
         began = time.monotonic()
         nominal = running.progress.due[0]
         if running.measured is None:
-            running.measured = self._measure(running, nominal)
+            running.measured = self._validation.measure(running, nominal)
         running.progress.evaluate_seconds += time.monotonic() - began
         return self._evaluated(running, nominal)
-
-    def _begin_evaluation(self, running: Running, count: int) -> evaluate.Evaluation:
-        return evaluate.Evaluation(
-            running.slot,
-            self._validation,
-            count,
-            self._chunk_tokens,
-            self._setup.evaluate.max_new_tokens,
-            self._texts,
-        )
-
-    def _measure(self, running: Running, nominal: int) -> Measured:
-        """Metrics of a finished evaluation, with its outcomes in the depot. Raises TrialError if the loss is not finite."""
-        assert running.evaluation is not None
-        count = running.evaluation.count
-        rows = running.evaluation.outcomes(self._row_ids[:count], self._references[:count])
-        values = compute(self._names, rows, self._validation.info, lambda name: self._validation.column(name)[:count])
-        if not math.isfinite(values["loss"]):
-            raise TrialError(f"the validation loss is {values['loss']} at {running.progress.examples} examples")
-        name = f"outcomes/{running.spec.study}/{running.spec.number}/{nominal}"
-        self._depot.put(name, {OUTCOMES_FILE: to_parquet(rows)})
-        metrics = {f"validation/{key}": value for key, value in values.items()}
-        return Measured(metrics, nominal, running.progress.examples, name)
 
     def _evaluated(self, running: Running, nominal: int) -> list[Event]:
         """Reports the evaluation `nominal`, and what follows: parking, the end, or going on."""
@@ -356,7 +299,7 @@ class TrialEngine:
         p.due.pop(0)
         p.interval_loss, p.interval_steps = 0.0, 0
         p.last = measured
-        if self._is_best(running, measured):
+        if self._validation.is_best(measured, p.best):
             p.best = measured
             running.best_weights = running.row.weights.clone()
         if not p.due:
@@ -368,14 +311,6 @@ class TrialEngine:
         else:
             self._next(running)
         return events
-
-    def _is_best(self, running: Running, measured: Measured) -> bool:
-        if self._setup.at != "best":
-            return False
-        key, best = f"validation/{self._setup.objective}", running.progress.best
-        if best is None:
-            return True
-        return (measured.metrics[key] > best.metrics[key]) if self._setup.maximize else (measured.metrics[key] < best.metrics[key])
 
     def _completed(self, running: Running) -> Ended:
         """Exports the weights that the trial's value was measured on, and ends it."""

@@ -18,7 +18,7 @@ scores), or decoding. Promises, each tested over random histories:
 - a piece stays within the token budget and the row budget; a chunk over either goes alone;
 - the trial that was served longest ago comes first, and its work is the piece's. So no RUNNING trial waits for more pieces than
   there are other trials in slots, and training and evaluation take turns by who was served longest ago;
-- a parked trial is never served.
+- a parked trial is never served; a secluded one is alone in its pieces until what it offered is done or withdrawn.
 Knows nothing of torch, rows or losses, nor of a clock: the same calls give the same schedules, so whoever simulates an engine
 drives this very class. `schedule` costs microseconds for a handful of trials.
 """
@@ -74,6 +74,7 @@ class _Entry:
     phase: Phase = Phase.WAITING
     work: Work = Work.TRAIN
     chunks: deque[_Chunk] = field(default_factory=deque)  # not yet scheduled
+    secluded: bool = False
 
 
 class Scheduler:
@@ -121,10 +122,14 @@ class Scheduler:
         entry.phase, entry.work = Phase.RUNNING, work
         entry.chunks.extend(_Chunk(i, tokens, count) for i, (tokens, count) in enumerate(zip(sizes, counts, strict=True)))
 
+    def seclude(self, trial: int) -> None:
+        """What the RUNNING trial has offered shares no piece with other trials; what it offers next does again."""
+        self._entries[trial].secluded = self._entries[trial].phase is Phase.RUNNING
+
     def withdraw(self, trial: int) -> None:
         """Takes back what is left of the trial's offer."""
         self._entries[trial].chunks.clear()
-        self._entries[trial].phase = Phase.WAITING
+        self._wait(self._entries[trial])
 
     def halve(self) -> None:
         """Half the budgets from now on; a chunk over them still goes alone."""
@@ -146,18 +151,22 @@ class Scheduler:
         first = next((entry for entry in self._entries.values() if entry.phase is Phase.RUNNING), None)
         if first is None:
             return Schedule()
-        chosen = Schedule(tuple(self._fill(first.work)), first.work)
+        chosen = Schedule(tuple(self._fill(first)), first.work)
         for trial in chosen.trials():
             entry = self._entries[trial] = self._entries.pop(trial)
             if not entry.chunks:
-                entry.phase = Phase.WAITING
+                self._wait(entry)
         return chosen
 
-    def _fill(self, work: Work) -> Iterable[tuple[int, int]]:
-        """One chunk of each trial with this work in turn, again and again, while they fit."""
+    def _wait(self, entry: _Entry) -> None:
+        entry.phase, entry.secluded = Phase.WAITING, False
+
+    def _fill(self, first: _Entry) -> Iterable[tuple[int, int]]:
+        """One chunk of each trial that may share a piece with `first` in turn, again and again, while they fit."""
         tokens, rows = self._budget, self._row_budget
         nothing = True
-        turn = deque((trial, e.chunks) for trial, e in self._entries.items() if e.phase is Phase.RUNNING and e.work is work)
+        running = ((trial, entry) for trial, entry in self._entries.items() if entry.phase is Phase.RUNNING)
+        turn = deque((trial, entry.chunks) for trial, entry in running if entry is first or _share(first, entry))
         while turn:
             trial, chunks = turn.popleft()
             chunk = chunks[0]
@@ -169,3 +178,7 @@ class Scheduler:
             nothing = False
             if chunks:
                 turn.append((trial, chunks))
+
+
+def _share(one: _Entry, other: _Entry) -> bool:
+    return one.work is other.work and not one.secluded and not other.secluded

@@ -179,6 +179,34 @@ def test_a_trial_s_own_chunks_share_a_piece_in_turn_with_others() -> None:
     assert scheduler.schedule().chunks == ((1, 0), (2, 0), (1, 1), (2, 1), (1, 2))
 
 
+def test_a_secluded_trial_shares_no_piece_until_its_offer_is_done() -> None:
+    scheduler = Scheduler(10)
+    for trial in (1, 2, 3):
+        scheduler.add(trial)
+        scheduler.offer(trial, [4, 4, 4])
+    scheduler.seclude(2)
+    assert [piece.chunks for piece in drain(scheduler)] == [
+        ((1, 0), (3, 0)),
+        ((2, 0), (2, 1)),
+        ((1, 1), (3, 1)),
+        ((2, 2),),
+        ((1, 2), (3, 2)),
+    ]
+    for trial in (1, 2):
+        scheduler.offer(trial, [4])
+    assert scheduler.schedule().trials() == [2, 1]
+    scheduler.offer(1, [4])
+    scheduler.seclude(1)
+    scheduler.withdraw(1)
+    for trial in (1, 2):
+        scheduler.offer(trial, [4])
+    assert len(scheduler.schedule().trials()) == 2
+    scheduler.seclude(1)  # it has nothing that could be alone
+    for trial in (1, 2):
+        scheduler.offer(trial, [4])
+    assert len(scheduler.schedule().trials()) == 2
+
+
 def test_parking_takes_back_what_was_offered() -> None:
     scheduler = Scheduler(10)
     scheduler.add(1)
