@@ -19,7 +19,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -36,6 +36,7 @@ from sweeper.study.tables import (
     TERMS,
     TRACKER_RUNS,
     TRACKERS,
+    insert,
     now_ms,
     upsert,
 )
@@ -106,41 +107,37 @@ class Ledger:
         """Writes an event; False if its key is known already."""
         if connection.execute(sa.select(EVENTS.c.seq).where(EVENTS.c.study == self.study, EVENTS.c.key == key)).first():
             return False
-        connection.execute(
-            sa.insert(EVENTS).values(
-                study=self.study,
-                key=key,
-                kind=kind,
-                number=trial,
-                payload=json.dumps(dict(payload), default=str),
-                time_ms=now_ms(connection),
-                done=True,
-            )
-        )
+        self.insert_event(connection, kind, trial, payload, key)
         return True
+
+    def insert_event(
+        self, connection: sa.Connection, kind: str, trial: int | None, payload: Mapping[str, object], key: str
+    ) -> None:
+        """Writes an event whose key is known to be new."""
+        row = {"study": self.study, "key": key, "kind": kind, "number": trial, "done": True}
+        insert(connection, EVENTS, {**row, "payload": json.dumps(payload, default=str)}, "time_ms")
 
     # Reports and decisions.
 
     def write_report(self, connection: sa.Connection, report: Report, value: float | None) -> None:
         """Stores an evaluation with all its metrics; `value` is the objective's first metric, None where there is none."""
         place = {"study": self.study, "number": report.trial, "attempt": report.attempt, "nominal": report.nominal}
-        connection.execute(
-            sa.insert(REPORTS).values(
-                **place,
-                kind=str(report.kind),
-                examples=report.examples,
-                step=report.step,
-                time_ms=report.time_ms,
-                value=number_or_null(value),
-                outcomes=report.outcomes,
-                checkpoint=report.checkpoint,
-                rows_read=report.rows,
-                tokens=report.tokens,
-                train_seconds=report.train_seconds,
-                evaluate_seconds=report.evaluate_seconds,
-                worker=report.worker,
-            )
-        )
+        row = {
+            **place,
+            "kind": str(report.kind),
+            "examples": report.examples,
+            "step": report.step,
+            "time_ms": report.time_ms,
+            "value": number_or_null(value),
+            "outcomes": report.outcomes,
+            "checkpoint": report.checkpoint,
+            "rows_read": report.rows,
+            "tokens": report.tokens,
+            "train_seconds": report.train_seconds,
+            "evaluate_seconds": report.evaluate_seconds,
+            "worker": report.worker,
+        }
+        insert(connection, REPORTS, row)
         rows = [{**place, "name": name, "value": number_or_null(value)} for name, value in sorted(report.metrics.items())]
         if rows:
             connection.execute(sa.insert(METRICS), rows)
@@ -172,25 +169,23 @@ class Ledger:
         evidence = decision.evidence
         told = {"action": str(decision.action), "rung": report.nominal, "reason": decision.reason, "evidence": dict(evidence)}
         key = f"decision:{report.trial}:{report.attempt}:{report.nominal}"
-        self.write_event(connection, "decision", report.trial, told, key)
+        self.insert_event(connection, "decision", report.trial, told, key)
         compared = evidence.get("compared")
-        connection.execute(
-            sa.insert(DECISIONS).values(
-                study=self.study,
-                number=report.trial,
-                attempt=report.attempt,
-                nominal=report.nominal,
-                action=str(decision.action),
-                reason=decision.reason,
-                pruner=str(evidence.get("pruner") or ""),
-                value=number_or_null(evidence.get("value")),
-                cutoff=number_or_null(evidence.get("cutoff")),
-                rank=evidence.get("rank"),
-                compared=len(compared) if isinstance(compared, list) else 0,
-                evidence=json.dumps(dict(evidence), default=str),
-                time_ms=now_ms(connection),
-            )
-        )
+        row = {
+            "study": self.study,
+            "number": report.trial,
+            "attempt": report.attempt,
+            "nominal": report.nominal,
+            "action": str(decision.action),
+            "reason": decision.reason,
+            "pruner": str(evidence.get("pruner") or ""),
+            "value": number_or_null(evidence.get("value")),
+            "cutoff": number_or_null(evidence.get("cutoff")),
+            "rank": evidence.get("rank"),
+            "compared": len(compared) if isinstance(compared, list) else 0,
+            "evidence": json.dumps(dict(evidence), default=str),
+        }
+        insert(connection, DECISIONS, row, "time_ms")
 
     def last_decision(self, trial: int, attempt: int, nominal: int | None = None) -> Decision | None:
         """The decision on an evaluation of an attempt; without `nominal` the attempt's last one."""
@@ -228,7 +223,7 @@ class Ledger:
 
 def report_payload(report: Report) -> dict[str, object]:
     """A report's fields as an event's payload."""
-    return {**asdict(report), "kind": str(report.kind), "metrics": dict(report.metrics)}
+    return {**{name: getattr(report, name) for name in Report.__dataclass_fields__}, "metrics": dict(report.metrics)}
 
 
 def number_or_null(value: object) -> float | None:

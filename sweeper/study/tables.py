@@ -22,6 +22,9 @@ Knows nothing of what the rows mean. Costs nothing.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, String
@@ -29,6 +32,7 @@ from sqlalchemy.dialects import mysql
 from sqlalchemy.types import TypeEngine
 
 METADATA = sa.MetaData()
+_KEY = "key_"  # begins the names of bound primary keys
 _NAME = String(200)
 _PATH = String(1000)
 _KEY_PATH = String(1000).with_variant(String(500), "mysql")  # its keys hold 3072 bytes, four a character
@@ -285,10 +289,36 @@ def now_ms(connection: sa.Connection) -> int:
     return int(connection.execute(sa.select(clock_ms(connection.dialect.name))).scalar_one())
 
 
-def upsert(connection: sa.Connection, table: sa.Table, values: dict[str, object]) -> None:
-    """Updates the row with these primary-key values, or inserts it."""
+def insert(connection: sa.Connection, table: sa.Table, values: Mapping[str, object], *timed: str) -> None:
+    """Inserts a row; the columns named in `timed` get the database's clock."""
+    connection.execute(_insert(table, connection.dialect.name, timed), values)
+
+
+def update(connection: sa.Connection, table: sa.Table, values: Mapping[str, object], *timed: str) -> bool:
+    """Updates the row with these primary-key values; whether there is one. `timed` as for `insert`."""
     keys = {column.name for column in table.primary_key}
-    where = sa.and_(*(table.c[key] == values[key] for key in sorted(keys)))
-    rest = {name: value for name, value in values.items() if name not in keys}
-    if not connection.execute(sa.update(table).where(where).values(rest)).rowcount:
-        connection.execute(sa.insert(table).values(values))
+    names = tuple(name for name in values if name not in keys)
+    bound = {f"{_KEY}{name}" if name in keys else name: value for name, value in values.items()}
+    return bool(connection.execute(_update(table, names, connection.dialect.name, timed), bound).rowcount)
+
+
+def upsert(connection: sa.Connection, table: sa.Table, values: Mapping[str, object], *timed: str) -> None:
+    """Updates the row with these primary-key values, or inserts it."""
+    if not update(connection, table, values, *timed):
+        insert(connection, table, values, *timed)
+
+
+# Statements are kept: to build one takes longer than to run it.
+
+
+@cache
+def _insert(table: sa.Table, dialect: str, timed: tuple[str, ...]) -> sa.Insert:
+    statement = sa.insert(table).inline()
+    return statement.values({name: clock_ms(dialect) for name in timed}) if timed else statement
+
+
+@cache
+def _update(table: sa.Table, names: tuple[str, ...], dialect: str, timed: tuple[str, ...]) -> sa.Update:
+    where = (column == sa.bindparam(f"{_KEY}{column.name}") for column in table.primary_key)
+    values: dict[str, Any] = {name: sa.bindparam(name) for name in names}
+    return sa.update(table).where(*where).values({**values, **{name: clock_ms(dialect) for name in timed}})

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 
 from sweeper.records import Outcome, ParamValue, Report, TrialSpec, TrialState
-from sweeper.study.tables import RUNS, TRIALS, now_ms, upsert
+from sweeper.study.tables import RUNS, TRIALS, insert, update
 
 _JSON = ("params", "drawn", "asked", "evaluations", "rungs", "objective", "metrics")
 
@@ -72,39 +72,38 @@ def read_trials(connection: sa.Connection, study: str) -> list[TrialRow]:
     return [_row(row) for row in rows]
 
 
-def write_trial(connection: sa.Connection, study: str, row: TrialRow) -> None:
-    """Stores a trial."""
-    values: dict[str, object] = {name: getattr(row, name) for name in row.__dataclass_fields__}
-    for name in _JSON:
-        value = values[name]
-        values[name] = None if value is None else json.dumps(dict(value) if isinstance(value, Mapping) else value)
-    upsert(connection, TRIALS, {**values, "state": str(row.state), "study": study})
+def write_trial(connection: sa.Connection, study: str, row: TrialRow, before: TrialRow | None) -> None:
+    """Stores a trial; `before` is it as it is stored, None for a new one."""
+    place = {"study": study, "number": row.number}
+    if before is None:
+        insert(connection, TRIALS, {**place, **{name: _stored(row, name) for name in row.__dataclass_fields__}})
+        return
+    changed = [name for name in row.__dataclass_fields__ if getattr(row, name) != getattr(before, name)]
+    if changed:
+        update(connection, TRIALS, {**place, **{name: _stored(row, name) for name in changed}})
 
 
 def write_start(connection: sa.Connection, study: str, row: TrialRow, term: int) -> None:
     """Begins an attempt."""
-    upsert(
-        connection,
-        RUNS,
-        {
-            "study": study,
-            "number": row.number,
-            "attempt": row.attempt,
-            "term": term,
-            "worker": "",
-            "reason": "",
-            "examples": 0,
-            "tokens": 0,
-            "train_seconds": 0.0,
-            "evaluate_seconds": 0.0,
-            "started_ms": now_ms(connection),
-        },
-    )
+    values = {
+        "study": study,
+        "number": row.number,
+        "attempt": row.attempt,
+        "term": term,
+        "worker": "",
+        "reason": "",
+        "examples": 0,
+        "tokens": 0,
+        "train_seconds": 0.0,
+        "evaluate_seconds": 0.0,
+    }
+    insert(connection, RUNS, values, "started_ms")
 
 
 def write_usage(connection: sa.Connection, study: str, number: int, attempt: int, spent: Report | Outcome, *, ended: bool) -> None:
     """What an attempt has cost so far, or in the end. An ending that knows no cost leaves what the last report said."""
     values: dict[str, object] = {}
+    timed: tuple[str, ...] = ()
     if spent.train_seconds or spent.tokens:
         values = {
             "examples": spent.examples,
@@ -115,10 +114,20 @@ def write_usage(connection: sa.Connection, study: str, number: int, attempt: int
     if spent.worker:
         values["worker"] = spent.worker
     if ended and isinstance(spent, Outcome):
-        values.update(ending=str(spent.ending), reason=spent.reason, ended_ms=now_ms(connection))
+        values.update(ending=str(spent.ending), reason=spent.reason)
+        timed = ("ended_ms",)
     if values:
-        where = (RUNS.c.study == study, RUNS.c.number == number, RUNS.c.attempt == attempt)
-        connection.execute(sa.update(RUNS).where(*where).values(values))
+        update(connection, RUNS, {"study": study, "number": number, "attempt": attempt, **values}, *timed)
+
+
+def _stored(row: TrialRow, name: str) -> object:
+    """A field as its column takes it."""
+    value = getattr(row, name)
+    if name == "state":
+        return str(value)
+    if name not in _JSON or value is None:
+        return value
+    return json.dumps(dict(value) if isinstance(value, Mapping) else value)
 
 
 def _row(row: sa.RowMapping) -> TrialRow:

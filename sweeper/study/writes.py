@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -58,9 +58,9 @@ class StudyWrites:
             "resume_from": row.checkpoint,
         }
         with self._ledger.begin() as connection, self._store.within(connection):
-            self._ledger.write_event(connection, "trial_started", row.number, payload, key)
+            self._ledger.insert_event(connection, "trial_started", row.number, payload, key)
             row = self._tell_start(connection, row)
-            write_trial(connection, self._plan.name, row)
+            write_trial(connection, self._plan.name, row, self.trials.get(row.number))
             write_start(connection, self._plan.name, row, self._term)
         self.trials[row.number] = row
         self.used.add(self._sampling.space.signature(row.params))
@@ -70,15 +70,15 @@ class StudyWrites:
         """Stores a report between evaluations; one that says nothing is not stored."""
         if not (report.metrics or report.checkpoint):
             return
-        row = _advanced(row, report)
+        advanced = _advanced(row, report)
         key = f"progress:{report.trial}:{report.attempt}:{report.step}:{report.time_ms}"
         with self._ledger.begin() as connection:
             self._ledger.write_event(connection, "report", report.trial, report_payload(report), key)
             if report.checkpoint:
                 self._ledger.write_checkpoint(connection, report)
-            write_trial(connection, self._plan.name, row)
+            write_trial(connection, self._plan.name, advanced, row)
             write_usage(connection, self._plan.name, row.number, row.attempt, report, ended=False)
-        self.trials[row.number] = row
+        self.trials[row.number] = advanced
 
     def has(self, report: Report) -> bool:
         """Whether this very evaluation of this attempt is stored already."""
@@ -96,7 +96,7 @@ class StudyWrites:
             self._ledger.begin() as connection,
             self._store.within(connection),
         ):
-            self._ledger.write_event(connection, "report", report.trial, report_payload(report), key)
+            self._ledger.insert_event(connection, "report", report.trial, report_payload(report), key)
             self._ledger.write_report(connection, report, value)
             if first and value is not None and row.trial_id is not None:
                 again = any((row.number, attempt, report.nominal) in self._reported for attempt in range(row.attempt))
@@ -106,7 +106,7 @@ class StudyWrites:
                 self._ledger.write_decision(connection, report, decision)
             if report.checkpoint:
                 self._ledger.write_checkpoint(connection, report)
-            write_trial(connection, self._plan.name, advanced)
+            write_trial(connection, self._plan.name, advanced, row)
             write_usage(connection, self._plan.name, row.number, row.attempt, report, ended=False)
         self._reported.add((report.trial, report.attempt, report.nominal))
         if decision.action is Action.STOP:
@@ -136,14 +136,14 @@ class StudyWrites:
             self._plan, outcome, stop.reason if stop else "", bool(stop and stop.evidence.get("doomed"))
         )
         key = f"trial_ended:{row.number}:{row.attempt}"
-        payload = {**asdict(outcome), "metrics": dict(outcome.metrics), "ending": str(outcome.ending)}
+        payload = {**{name: getattr(outcome, name) for name in Outcome.__dataclass_fields__}, "metrics": dict(outcome.metrics)}
         payload.update(state=str(state), reason=reason, values=values, attempt=row.attempt)
         constraints = constraint_values(self._plan, outcome.metrics) if state is TrialState.COMPLETE else {}
         ended = self._ended(row, outcome, state, reason, values, constraints)
         told: FrozenTrial | None = None
         assert row.trial_id is not None
         with self._ledger.begin() as connection, self._store.within(connection):
-            self._ledger.write_event(connection, "trial_ended", row.number, payload, key)
+            self._ledger.insert_event(connection, "trial_ended", row.number, payload, key)
             if state.is_finished():
                 space = self._sampling.space
                 told = self._store.finish(
@@ -151,7 +151,7 @@ class StudyWrites:
                 )
             else:
                 self._store.wait(row.trial_id)
-            write_trial(connection, self._plan.name, ended)
+            write_trial(connection, self._plan.name, ended, row)
             write_usage(connection, self._plan.name, row.number, row.attempt, replace(outcome, reason=reason), ended=True)
         if told is not None:
             self._sampling.learn(row.number, told)
