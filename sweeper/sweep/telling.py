@@ -73,6 +73,7 @@ class Teller:
         self._ledger = ledger
         self._tracker = tracker
         self._depot = depot_root
+        self._runs: dict[int | None, str] = {}  # by trial; as in the ledger, which nobody else writes for this tracker
         self._progress: dict[int, int] = {}  # trial -> time of the progress report told last
         self._kinds: dict[str, Callable[[EventRow], None]] = {
             "sweep_started": self._sweep_started,
@@ -101,7 +102,7 @@ class Teller:
         tags.update({f"version.{name}": str(version) for name, version in (payload.get("versions") or {}).items()})
         run = self._ledger.tracker_run(self._tracker.key, None)
         run = self._tracker.start_sweep(study, spec, tags, run, event.time_ms)
-        self._ledger.set_tracker_run(self._tracker.key, None, run)
+        self._note(None, run)
         for fact in _facts(payload.get("dataset")):
             self._tracker.log_dataset(
                 run,
@@ -123,7 +124,7 @@ class Teller:
         tags = {f"sweeper.{name}": str(event.payload[name]) for name in ("attempt", "source", "seed") if name in event.payload}
         run = self._ledger.tracker_run(self._tracker.key, number)
         run = self._tracker.start_trial(sweep, number, event.payload.get("params") or {}, tags, run, event.time_ms)
-        self._ledger.set_tracker_run(self._tracker.key, number, run)
+        self._note(number, run)
 
     def _report(self, event: EventRow) -> None:
         number, payload = _number(event), event.payload
@@ -181,11 +182,16 @@ class Teller:
         self._tracker.end_sweep(self._run(None), bool(payload.get("finished")), str(payload.get("reason") or ""), event.time_ms)
 
     def _run(self, trial: int | None) -> str:
-        run = self._ledger.tracker_run(self._tracker.key, trial)
+        run = self._runs.get(trial) or self._ledger.tracker_run(self._tracker.key, trial)
         if run is None:
             what = "the sweep" if trial is None else f"trial {trial}"
             raise TrackerRefusedError(f"{what} has no run there")
+        self._runs[trial] = run
         return run
+
+    def _note(self, trial: int | None, run: str) -> None:
+        self._ledger.set_tracker_run(self._tracker.key, trial, run)
+        self._runs[trial] = run
 
     def _folder(self, name: object) -> Path | None:
         """A folder of the depot, if it is there and lies inside."""
