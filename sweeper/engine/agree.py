@@ -8,7 +8,6 @@ Does not know which is faster (`dtypes.py`). Cost: the model is loaded twice, on
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from sweeper.data.tokens import TokenRow, TokenSet
 from sweeper.engine.base import EngineSetup
 from sweeper.engine.batch import target_tokens
+from sweeper.engine.memory import let_go
 from sweeper.engine.net import build_net
 from sweeper.engine.packed import Chunk
 from sweeper.engine.workload import default_params
@@ -91,7 +91,7 @@ def compare(
                 device=device,
             )
             losses.append(_losses(setup, batches))
-            gc.collect()
+            let_go()
         return Agreement(*losses)
     finally:
         torch.set_num_threads(before)

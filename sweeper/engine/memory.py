@@ -6,6 +6,7 @@ single rows. Does not know trials. Costs nothing until it happens.
 
 from __future__ import annotations
 
+import errno
 import gc
 
 import torch
@@ -14,13 +15,15 @@ NO_ROOM = (
     "the device ran out of memory on a single row; a smaller max_length or rank, or gradient_checkpointing: true, needs less, "
     "and fewer slots leave more"
 )
-_SIGNS = ("can't allocate memory", "std::bad_alloc", "out of memory")
+_SIGNS = ("can't allocate memory", "cannot allocate memory", "std::bad_alloc", "out of memory", "status_alloc_failed")
 
 
 def ran_out(error: BaseException) -> bool:
     """Whether `error` says that memory, the device's or the machine's, did not suffice."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    if isinstance(error, OSError):  # a file that could not be mapped
+        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
 
 

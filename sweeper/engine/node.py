@@ -1,6 +1,6 @@
-"""A node's own folder, where what is fetched or measured once lies for all engines there.
+"""A node: the cores that this process may use there, and its folder for what is fetched or measured once for all engines.
 
-Knows nothing of what lies in it. Costs a system call or two.
+Knows nothing of what lies in the folder. Costs a system call or two.
 """
 
 from __future__ import annotations
@@ -11,6 +11,27 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from sweeper.engine.groups import group_folders
+
+
+def cores() -> int:
+    """Cores that this process may use: of those it is bound to, as many as its control groups give time for; at least 1."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([bound, *_quotas()]))
+
+
+def _quotas() -> Iterator[int]:
+    for version, folder in group_folders("cpu"):
+        try:
+            if version == 2:
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota, period = (folder / "cpu.cfs_quota_us").read_text(), (folder / "cpu.cfs_period_us").read_text()
+            if int(quota) > 0:
+                yield int(quota) // int(period)
+        except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+            continue
 
 
 def cache_root() -> Path:

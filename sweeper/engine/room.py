@@ -14,9 +14,13 @@ from pathlib import Path
 import torch
 
 from sweeper.engine.base import EngineSetup
+from sweeper.engine.groups import group_folders
 
 _UNLIMITED = 1 << 60  # control groups say so with a number near 2**63
-_GROUPS = Path("/sys/fs/cgroup")
+_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 
 
 def room(setup: EngineSetup, taken: int) -> int:
@@ -33,6 +37,8 @@ def free_bytes(device: str) -> int:
 
 
 def _free_on_gpu(device: torch.device) -> int:
+    if device.index is None:  # which the last of these calls does not take
+        device = torch.device("cuda", torch.cuda.current_device())
     free, total = torch.cuda.mem_get_info(device)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)(device)
@@ -54,22 +60,8 @@ def _process() -> Iterator[int]:
 
 def _group() -> Iterator[int]:
     """Of each control group above this process, the room that is left; what the page cache holds counts as free."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, kinds, path = line.split(":", 2)
-        if kinds == "":
-            yield from _left(_GROUPS, path, "memory.max", "memory.current", "inactive_file")
-        elif "memory" in kinds.split(","):
-            yield from _left(_GROUPS / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-
-
-def _left(root: Path, path: str, limit: str, usage: str, cache: str) -> Iterator[int]:
-    own = root / path.strip("/")
-    # Inside a container the path is often the host's; the group's own files then lie at the top.
-    for folder in (own, *(parent for parent in own.parents if parent.is_relative_to(root)), root):
+    for version, folder in group_folders("memory"):
+        limit, usage, cache = _FILES[version]
         most, used = _number(folder / limit), _number(folder / usage)
         if most is not None and used is not None and most < _UNLIMITED:
             yield most - used + (_field(folder / "memory.stat", cache, unit=1) or 0)

@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 
+from sweeper.engine.node import cores
 from sweeper.errors import ResourceError
 from sweeper.spec.models import ExecutorSpec
 
@@ -94,7 +95,7 @@ def _connect(spec: ExecutorSpec) -> None:
     with _sigterm_kept():
         try:
             if spec.address is None:
-                cpus = max(os.cpu_count() or 1, math.ceil((spec.workers or 1) * spec.cpus))
+                cpus = max(cores(), math.ceil((spec.workers or 1) * spec.cpus))
                 # "local" keeps Ray from joining whatever cluster it finds; the loopback address keeps it from being found.
                 ray.init(address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
                 _close_token()

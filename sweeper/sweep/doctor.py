@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
+from sweeper.engine.node import cores
 from sweeper.errors import UserError
 from sweeper.spec.check_space import largest
 from sweeper.spec.mask import mask
@@ -92,9 +93,7 @@ def _torch() -> Check:
 
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     where = (
-        f"{len(devices)} GPU: {', '.join(devices)}"
-        if devices
-        else f"no GPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+        f"{len(devices)} GPU: {', '.join(devices)}" if devices else f"no GPU, {cores()} cores, {torch.get_num_threads()} threads"
     )
     return Check("torch", True, f"{found.found}; {where}")
 
@@ -175,7 +174,7 @@ def _memory(place: Home, spec: SweepSpec | None) -> Check:
         later = "; what fits is told once the model is here (run: sweeper validate --data)" if spec is not None else ""
         return Check("memory", True, f"{gigabytes(free)} free for training on {device}{later}")
     executor = spec.executor
-    engines = 1 if device == "cuda" or executor.kind == "local" else executor.workers or os.cpu_count() or 1
+    engines = 1 if device == "cuda" or executor.kind == "local" else executor.workers or cores()
     memory = int(executor.memory) if executor.memory is not None else int(PLANNED * free / engines)
     trust = spec.model.trust_remote_code
     found = what_fits(folder, spec.training, device, memory, largest(spec, "rank", spec.training.rank), trust)

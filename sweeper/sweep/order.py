@@ -7,10 +7,10 @@ They are settled when it begins and stored with it. Does not know how engines ke
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
+from sweeper.engine.node import cores
 from sweeper.executors.factory import DETERMINISTIC_SLOTS, Choice
 from sweeper.spec.models import SweepSpec
 
@@ -74,9 +74,9 @@ def promises(spec: SweepSpec, device: str) -> list[str]:
 def _here(spec: SweepSpec, device: str) -> int:
     """Engines that this machine has room for, as the executor would count them."""
     executor = spec.executor
-    cores = max(1, math.floor((os.cpu_count() or 1) / executor.cpus))
+    engines = max(1, math.floor(cores() / executor.cpus))
     if device == "cpu":
-        return cores
+        return engines
     import torch
 
-    return max(1, min(cores, math.floor(torch.cuda.device_count() / (executor.gpus or 1.0) + 1e-6)))
+    return max(1, min(engines, math.floor(torch.cuda.device_count() / (executor.gpus or 1.0) + 1e-6)))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sweeper.engine.estimate import PLANNED, what_fits
+from sweeper.engine.node import cores
 from sweeper.engine.room import free_bytes
 from sweeper.records import ParamValue
 from sweeper.spec.check_space import largest
@@ -23,7 +24,7 @@ from sweeper.study.plan import StudyPlan
 from sweeper.sweep.forecast.forecast import Forecast, Range, forecast
 from sweeper.sweep.forecast.layout import CLUSTER_SECONDS, WORKER_SECONDS, frame_of, past_of, remember, setup_of
 from sweeper.sweep.forecast.outlook import Configurations, History
-from sweeper.sweep.forecast.probe import Probe, batch_ends, cores, probe
+from sweeper.sweep.forecast.probe import Probe, batch_ends, probe
 from sweeper.sweep.forecast.simulate import World
 from sweeper.sweep.forecast.speed import Passes, Speed
 from sweeper.sweep.home import Home

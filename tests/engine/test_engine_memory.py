@@ -3,6 +3,7 @@ its share of a GPU where there is one."""
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -15,8 +16,8 @@ import pytest
 import torch
 
 from sweeper.data.tokens import TokenRow
+from sweeper.engine.memory import ran_out
 from sweeper.engine.packed import Chunk, LabelIds, Prompts
-from sweeper.engine.room import _left
 from sweeper.records import Ending
 from tests.engine.engine_world import VOCAB, World, drive, trial, write_rows
 
@@ -115,6 +116,23 @@ def test_a_row_that_does_not_fit_alone_ends_its_trial_only(world: World, monkeyp
     assert engine.available() == 2
 
 
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("unable to mmap 4096 bytes: Cannot allocate memory (12)"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_what_says_that_memory_did_not_suffice(error: Exception, is_memory: bool) -> None:
+    assert ran_out(error) is is_memory
+
+
 def test_an_evaluation_that_does_not_fit_is_read_in_halves(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = trial(examples=16)
     plain = drive(world.engine(), [spec])
@@ -147,15 +165,3 @@ def test_what_is_free_keeps_to_the_limits_of_the_process() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     before, after = json.loads(done.stdout)
     assert 30 << 20 < after <= 50 << 20 < before
-
-
-def test_a_control_groups_limit_counts_in_both_versions(tmp_path: Path) -> None:
-    for kind, names in (("v2", ("memory.max", "memory.current")), ("v1", ("memory.limit_in_bytes", "memory.usage_in_bytes"))):
-        own = tmp_path / kind / "a" / "b"
-        own.mkdir(parents=True)
-        for folder, limit, used in ((own, "max" if kind == "v2" else str((1 << 63) - 4096), "70"), (own.parent, "1000", "300")):
-            (folder / names[0]).write_text(f"{limit}\n")
-            (folder / names[1]).write_text(f"{used}\n")
-        (own.parent / "memory.stat").write_text("anon 12\ninactive_file 40\ntotal_inactive_file 50\n")
-        cache = "inactive_file" if kind == "v2" else "total_inactive_file"
-        assert list(_left(tmp_path / kind, "/a/b", *names, cache)) == [1000 - 300 + (40 if kind == "v2" else 50)]

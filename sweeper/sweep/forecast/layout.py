@@ -13,12 +13,12 @@ from typing import Any
 from sweeper.data.tokens import TokenSet
 from sweeper.engine.base import EngineSetup
 from sweeper.engine.evaluate import plan as evaluation_plan
+from sweeper.engine.node import cores
 from sweeper.executors.factory import engine_setup
 from sweeper.spec.models import ExecutorSpec
 from sweeper.study.read import StudyReader
 from sweeper.sweep.forecast.observed import Observed, history_of
 from sweeper.sweep.forecast.outlook import History
-from sweeper.sweep.forecast.probe import cores
 from sweeper.sweep.forecast.speed import Passes, Speed, speed_facts, with_facts
 from sweeper.sweep.prepare import Prepared
 

@@ -10,7 +10,6 @@ always finished, however long they take.
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 import tempfile
@@ -215,8 +214,3 @@ def _peak(device: str) -> int:
         return int(torch.cuda.max_memory_allocated())
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
