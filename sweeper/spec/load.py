@@ -74,7 +74,7 @@ def _checked(raw: dict[str, Any]) -> tuple[SweepSpec | None, list[Problem]]:
 
 def _read(source: FilePath | str | Mapping[str, Any]) -> tuple[dict[str, Any], dict[Path, int], str]:
     if isinstance(source, Mapping):
-        return copy.deepcopy(dict(source)), {}, "spec"
+        return _text_keys(copy.deepcopy(dict(source))), {}, "spec"
     name = "spec"
     if isinstance(source, FilePath) or "\n" not in source:
         name = str(source)
@@ -90,6 +90,13 @@ def _read(source: FilePath | str | Mapping[str, Any]) -> tuple[dict[str, Any], d
     if not isinstance(value, dict):
         raise SpecError([Problem("", f"{came(value)} came, but a spec is KEY: VALUE lines, beginning with `schema: 1`")], name)
     return value, lines, name
+
+
+def _text_keys(value: Any) -> Any:
+    """`value` with every key as text, as the keys of a YAML file are read."""
+    if isinstance(value, Mapping):
+        return {str(key): _text_keys(item) for key, item in value.items()}
+    return [_text_keys(item) for item in value] if isinstance(value, list) else value
 
 
 def _text_of(path: FilePath, name: str) -> str:

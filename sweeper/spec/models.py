@@ -7,6 +7,7 @@ Does not know: files, devices, or whether a model exists. Costs milliseconds.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Literal
 
@@ -375,4 +376,6 @@ def size(amount: str | int) -> int:
         raise ValueError(f"{amount!r} is no amount of memory; write bytes, or e.g. 800MB, 8GB, 8GiB")
     if not float(found[1]) > 0:
         raise ValueError(f"{amount!r} is not above 0")
+    if not math.isfinite(float(found[1]) * unit):
+        raise ValueError(f"{str(amount)[:20]}... is more than any machine has")
     return int(float(found[1]) * unit)

@@ -147,6 +147,7 @@ ONE_MISTAKE = [
     ("slots of a worker", "executor", "executor: {kind: tune, slots: 4}", "executor.slots", 7, ["one trial per worker"]),
     ("slots of whole models", "training", "training: {method: full}\nexecutor: {slots: 4}", "executor.slots", 6, ["cannot share"]),
     ("no amount of memory", "executor", "executor: {memory: much}", "executor.memory", 7, ["'much'", "8GB"]),
+    ("memory beyond numbers", "executor", "executor: {memory: " + 400 * "9" + "}", "executor.memory", 7, ["more than any machine"]),
     ("no memory", "executor", "executor: {memory: 0GB}", "executor.memory", 7, ["not above 0"]),
     ("order of workers", "executor", "executor: {kind: tune}\nsearch: {deterministic: true}", "search.deterministic", 8,
      ["happen to report", "packed or local"]),

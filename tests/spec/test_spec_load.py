@@ -65,6 +65,13 @@ def test_a_path_and_its_text_and_its_values_load_alike(tmp_path: Path) -> None:
     assert values["tracking"] == "mlflow", "the caller's values are not changed"
 
 
+def test_keys_of_plain_values_that_are_no_text_are_mistakes_as_in_a_file() -> None:
+    values: dict[object, object] = {"name": "a", "model": {"name": "m"}, "data": {1: 2}, 3: {4: [{5: 6}]}}
+    with pytest.raises(SpecError) as error:
+        load_spec(values)  # type: ignore[arg-type]
+    assert {"data.1", "3"} <= {problem.path for problem in error.value.problems}
+
+
 def test_overrides_change_keys_before_checks() -> None:
     spec = load_spec(
         TEXT,
