@@ -8,7 +8,7 @@ that holds the finished trials only: an ask writes nothing, and trials that stil
     random, tpe, gp    Optuna's; a repeated configuration is drawn again, then the rest of a finite space is walked
     cmaes              Optuna's; its state lives in the memory study only and is rebuilt by asking again in the same order
 
-Does not know the database or what a trial costs. Cost: about 40 ms an ask at 1,000 finished trials (tpe), gp seconds.
+Does not know the database or what a trial costs. Cost: about 10 ms an ask at 1,000 finished trials (tpe), gp seconds.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -58,6 +59,18 @@ def derive_seed(study_seed: int, *parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
+class Tpe(TPESampler):
+    """Optuna's TPE, told which keys are searched together; a sampler built anew would read all finished trials to find out."""
+
+    def __init__(self, together: dict[str, BaseDistribution], *, seed: int, startup: int) -> None:
+        super().__init__(seed=seed, n_startup_trials=startup, constant_liar=False)
+        self._together = together
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The keys that every finished trial has, by name; none before the first."""
+        return self._together
+
+
 class Sampling:
     """One study's sampler. `learn` gives it each finished trial, once, in the order they finished."""
 
@@ -65,6 +78,7 @@ class Sampling:
         self.space = Space(plan.space, plan.defaults)
         self._search = plan.search
         self._single = len(plan.directions) == 1
+        self._taught = 0
         check_sampler(plan, self.space)
         quiet_optuna()
         self.finished = 0
@@ -78,6 +92,7 @@ class Sampling:
         notes = self._notes.pop(number, {})
         if trial.state is TrialState.FAIL or not self.space.teaches(trial.params):
             return
+        self._taught += 1
         self._memory.add_trial(
             create_trial(
                 state=trial.state,
@@ -141,6 +156,8 @@ class Sampling:
     def _build(self, seed: int) -> BaseSampler:
         name, startup = self._search.sampler, self._search.startup_trials
         if name == "tpe":
+            if self._single and not self.space.conditional:
+                return Tpe(self._together(), seed=seed, startup=startup)
             group = bool(self.space.conditional) and self._single
             return TPESampler(seed=seed, n_startup_trials=startup, constant_liar=False, group=group)
         if name == "gp":
@@ -153,6 +170,12 @@ class Sampling:
         if name == "cmaes":
             return CmaEsSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
         return RandomSampler(seed=seed)
+
+    def _together(self) -> dict[str, BaseDistribution]:
+        """What Optuna would infer from trials that all have every key (`learn` takes no others)."""
+        if not self._taught:
+            return {}
+        return {key: dist for key, dist in sorted(self.space.distributions.items()) if not dist.single()}
 
     def _grid(self, used: set[Signature]) -> Draw | None:
         if self._order is None:

@@ -9,6 +9,7 @@ Does not know what to try or to stop. Cost: one transaction a write.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -40,9 +41,15 @@ class StudyWrites:
         self._sampling = sampling
         self._term = term
         with ledger.begin() as connection:
-            self.trials = {row.number: row for row in read_trials(connection, plan.name)}
+            rows = read_trials(connection, plan.name)
+        self.trials: dict[int, TrialRow] = {}
+        self.waiting: set[int] = set()
+        self.running: set[int] = set()
+        self.sources: Counter[str] = Counter()
+        for row in rows:
+            self._keep(row)
         self.curves: dict[int, dict[int, float]] = ledger.curves()
-        self.used = {sampling.space.signature(row.params) for row in self.trials.values()}
+        self.used = {sampling.space.signature(row.params) for row in rows}
         self._reported = ledger.reported()
         self._stops: dict[int, Decision] = {}
 
@@ -62,7 +69,7 @@ class StudyWrites:
             row = self._tell_start(connection, row)
             write_trial(connection, self._plan.name, row, self.trials.get(row.number))
             write_start(connection, self._plan.name, row, self._term)
-        self.trials[row.number] = row
+        self._keep(row)
         self.used.add(self._sampling.space.signature(row.params))
         return row
 
@@ -78,7 +85,7 @@ class StudyWrites:
                 self._ledger.write_checkpoint(connection, report)
             write_trial(connection, self._plan.name, advanced, row)
             write_usage(connection, self._plan.name, row.number, row.attempt, report, ended=False)
-        self.trials[row.number] = advanced
+        self._keep(advanced)
 
     def has(self, report: Report) -> bool:
         """Whether this very evaluation of this attempt is stored already."""
@@ -111,7 +118,7 @@ class StudyWrites:
         self._reported.add((report.trial, report.attempt, report.nominal))
         if decision.action is Action.STOP:
             self._stops[row.number] = decision
-        self.trials[row.number] = advanced
+        self._keep(advanced)
         return decision
 
     @contextmanager
@@ -155,9 +162,17 @@ class StudyWrites:
             write_usage(connection, self._plan.name, row.number, row.attempt, replace(outcome, reason=reason), ended=True)
         if told is not None:
             self._sampling.learn(row.number, told)
-        self.trials[row.number] = ended
+        self._keep(ended)
         self._stops.pop(row.number, None)
         return state
+
+    def _keep(self, row: TrialRow) -> None:
+        """Keeps a row in memory as it is stored, and what of it is counted, so that no question goes over all trials."""
+        if row.number not in self.trials:
+            self.sources[row.source] += 1
+        for state, numbers in ((row.state is TrialState.WAITING, self.waiting), (row.state in RUNNING, self.running)):
+            (numbers.add if state else numbers.discard)(row.number)
+        self.trials[row.number] = row
 
     def _ended(
         self,
@@ -203,7 +218,7 @@ class StudyWrites:
                 "database restored in part; restore all of it, or give this sweep another name"
             )
         self._teach(known)
-        return [row.number for row in list(self.trials.values()) if row.state in RUNNING and self._mend(row)]
+        return [row.number for row in [self.trials[number] for number in sorted(self.running)] if self._mend(row)]
 
     def _teach(self, known: Mapping[int, Any]) -> None:
         rows = list(self.trials.values())

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from optuna.samplers import TPESampler
+from optuna.trial import TrialState, create_trial
 
 from sweeper.errors import StudyError
 from sweeper.records import Done, TrialSpec
+from sweeper.study import samplers
 from sweeper.study.gateway import Gateway
 from sweeper.study.plan import StudyPlan
+from sweeper.study.samplers import Sampling
 from tests.study.study_helpers import SPACE, completed, make_plan, next_trial, optuna_trials, quality
 
 GRID: dict[str, Any] = {"batch_size": [4, 8], "dropout": {"low": 0.0, "high": 0.2, "step": 0.1}}
@@ -205,3 +210,26 @@ def test_what_a_sampler_cannot_search_is_refused(search: str, space: Any, object
 
 def test_an_empty_space_trains_the_default_alone(sqlite: str) -> None:
     assert [trial.number for trial in _run(sqlite, make_plan(space={}))] == [0]
+
+
+@pytest.mark.parametrize("sections", [{}, {"space": {**SPACE, "rank": {"values": [4, 8]}, "alpha": {"values": [16]}}}])
+def test_tpe_draws_what_optunas_own_draws(sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def draws() -> list[Mapping[str, object]]:
+        sampling, found = Sampling(make_plan(search={"startup_trials": 3}, **sections)), []
+        for number in range(12):
+            draw = sampling.draw(number, set(), number)
+            assert draw is not None
+            found.append(draw.params)
+            state = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL][number % 3]
+            values = [quality(draw.params)] if state is TrialState.COMPLETE else None
+            drawn, distributions = sampling.space.drawn(draw.params), sampling.space.distributions
+            curve = {} if state is TrialState.FAIL else {10: quality(draw.params)}
+            sampling.learn(
+                number,
+                create_trial(state=state, values=values, params=drawn, distributions=distributions, intermediate_values=curve),
+            )
+        return found
+
+    ours = draws()
+    monkeypatch.setattr(samplers.Tpe, "infer_relative_search_space", TPESampler.infer_relative_search_space)
+    assert draws() == ours
