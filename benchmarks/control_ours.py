@@ -1,9 +1,9 @@
 """Sweeper's control with no model: gateway, outbox and executor over engines that replay a curve in no time.
 
 Everything that a sweep does for a trial happens, but training: asking, admitting, five reports each committed before its answer,
-a decision at the rung, the end, and an outbox that tells a tracker in memory. The clock runs from the first question to the last
-end, so that neither Ray's start nor a worker's is in it.
-Does not know the other side. Cost: some 20 to 60 ms a trial.
+a decision at the rung, the end, and an outbox that tells a tracker in memory. Neither side stores checkpoints or results, for there
+is nothing to store. The clock runs from the first question to the last end, so that neither Ray's start nor a worker's is in it.
+Does not know the other side. Cost: some 10 to 20 ms a trial.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from __future__ import annotations
 import gc
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.common import median
-from sweeper.engine.base import EngineSetup
+from sweeper.engine.base import Engine, EngineSetup
 from sweeper.executors.replay import Replay
-from sweeper.records import Decision, Done, Ending, Outcome, Report, ReportKind, TrialSource, TrialSpec, TrialState, Wait
+from sweeper.records import Decision, Depot, Done, Ending, Outcome, Report, ReportKind, TrialSource, TrialSpec, TrialState, Wait
 from sweeper.spec.models import EvaluateSpec, ExecutorSpec, SweepSpec, TrainingSpec
 from sweeper.study.gateway import Gateway
 from sweeper.study.plan import StudyPlan, plan_study, resized
@@ -44,6 +44,28 @@ class Bowl:
     def __call__(self, trial: TrialSpec, index: int) -> float:
         """The loss at report `index`."""
         return loss_at(float(trial.params["learning_rate"] or 0.0), index)
+
+
+@dataclass(frozen=True)
+class Unstored:
+    """An EngineFactory: engines that replay `Bowl` and store nothing."""
+
+    def __call__(self, setup: EngineSetup, depot: Depot) -> Engine:
+        """The engine; `depot` is left alone."""
+        return Replay(Bowl())(setup, _Nowhere())
+
+
+class _Nowhere:
+    def put(self, name: str, files: Mapping[str, bytes]) -> str:
+        """Nothing is kept."""
+        return name
+
+    def get(self, name: str) -> dict[str, bytes]:
+        """There is nothing."""
+        raise FileNotFoundError(name)
+
+    def remove(self, name: str) -> None:
+        """Nothing was kept."""
 
 
 def loss_at(learning_rate: float, index: int) -> float:
@@ -138,20 +160,29 @@ def run_ours(url: str, folder: Path, name: str, trials: int, executor: str, engi
     return Controlled(source.ended - source.began, done, source.reports, calls)
 
 
-def ask_seconds(url: str, name: str, counts: list[int], asks: int = 5) -> tuple[dict[int, float], float]:
-    """Median seconds of an ask at so many finished trials, and the driver's bytes for each trial finished between them.
+@dataclass(frozen=True)
+class Asks:
+    """Median seconds of an ask by finished trials: by TPE, and by the random sampler, which is an ask without Optuna's own part."""
+
+    tpe: dict[int, float]
+    random: dict[int, float]
+    trial_bytes: float  # of the driver, for each finished trial
+
+
+def ask_seconds(url: str, name: str, counts: list[int], asks: int = 5) -> Asks:
+    """Times asks at so many finished trials.
 
     The study is filled through the gateway, by a random sampler and with one report a trial, since only their number matters.
     """
     filler = make_plan(name, 10**6, sampler="random")
-    found: dict[int, float] = {}
+    found = Asks({}, {}, 0.0)
     sizes: list[tuple[int, int]] = []
     for count in sorted(counts):
         with _gateway(url, filler) as gateway:
             finished = sum(state.is_finished() for state in gateway.states().values())
             sizes.append((finished, own_bytes()))
-            for _ in range(count - finished):
-                _finish(gateway, reports=1)
+            taken = [_finish(gateway, reports=1) for _ in range(count - finished)]
+            found.random[count] = median(taken[-asks:])
             sizes.append((count, own_bytes()))
         with _gateway(url, resized(filler, sampler="tpe")) as gateway:
             taken = []
@@ -160,9 +191,9 @@ def ask_seconds(url: str, name: str, counts: list[int], asks: int = 5) -> tuple[
                 gateway.next()
                 taken.append(time.perf_counter() - since)
             gateway.interrupt()
-            found[count] = median(taken)
+            found.tpe[count] = median(taken)
     (before, low), (after, high) = max(zip(sizes[::2], sizes[1::2], strict=True), key=lambda pair: pair[1][0] - pair[0][0])
-    return found, (high - low) / max(1, after - before)
+    return replace(found, trial_bytes=(high - low) / max(1, after - before))
 
 
 def own_bytes() -> int:
@@ -172,8 +203,11 @@ def own_bytes() -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 
 
-def _finish(gateway: Gateway, reports: int) -> None:
+def _finish(gateway: Gateway, reports: int) -> float:
+    """Trains a trial; the seconds of its ask."""
+    since = time.perf_counter()
     trial = gateway.next()
+    asked = time.perf_counter() - since
     assert isinstance(trial, TrialSpec)
     metrics: dict[str, float] = {}
     for index, nominal in enumerate(trial.evaluations[-reports:]):
@@ -183,6 +217,7 @@ def _finish(gateway: Gateway, reports: int) -> None:
             Report(trial.number, ReportKind.EVALUATION, nominal, nominal, nominal, now, metrics=metrics, attempt=trial.attempt)
         )
     gateway.end(trial.number, Outcome(Ending.COMPLETED, metrics=metrics, nominal=EXAMPLES, examples=EXAMPLES))
+    return asked
 
 
 class _NoDepot:
@@ -218,7 +253,7 @@ def _outbox(gateway: Gateway, folder: Path) -> Iterator[None]:
 
 
 def _executor(kind: str, engines: int, folder: Path, name: str) -> Any:
-    setup, factory = _setup(folder, name), Replay(Bowl())
+    setup, factory = _setup(folder, name), Unstored()
     if kind == "local":
         from sweeper.engine.depot import FolderDepot
         from sweeper.executors.local import LocalExecutor

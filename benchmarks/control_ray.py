@@ -64,14 +64,24 @@ def suggest(trial: Any) -> None:
         trial.suggest_float(name, SPACE[name]["low"], SPACE[name]["high"])
 
 
-def run_ray(url: str, folder: Path, name: str, trials: int, workers: int) -> Controlled:
-    """A whole Tune run of `trials` trials whose study lies in the database `url`."""
+def _write_ahead(connection: Any, _record: object) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
+def run_ray(url: str, folder: Path, name: str, trials: int, workers: int, *, wal: bool = False) -> Controlled:
+    """A whole Tune run of `trials` trials whose study lies in the database `url`; `wal`: SQLite with Sweeper's settings."""
     import optuna
     import ray
+    import sqlalchemy as sa
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     clock = Clock()
+    storage = optuna.storages.RDBStorage(url)
+    if wal:
+        sa.event.listen(storage.engine, "connect", _write_ahead)
+        storage.engine.dispose()
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR", "_node_ip_address": "127.0.0.1"}
     ray.init(address="local", num_cpus=workers, **quiet)
     try:
@@ -81,7 +91,7 @@ def run_ray(url: str, folder: Path, name: str, trials: int, workers: int) -> Con
             mode="min",
             sampler=optuna.samplers.TPESampler(seed=0),
             study_name=name,
-            storage=optuna.storages.RDBStorage(url),
+            storage=storage,
         )
         tuner = tune.Tuner(
             tune.with_resources(Replayed, {"cpu": 1}),

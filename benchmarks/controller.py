@@ -5,7 +5,8 @@
 300 trials of five reports on either side, interleaved, on SQLite and on PostgreSQL (a server of its own, that syncs to disk); then
 3,000 trials on ours alone; an ask at 100, 1,000 and 9,000 finished trials; the driver's bytes for each finished trial. Rates count
 reports from the first trial's start to the last one's end, so that no start-up is in them. Ours runs twice: in one process, and
-with engines in Ray actors as in a sweep, which is the one compared.
+with engines in Ray actors as in a sweep, which is the one compared. So does Tune on SQLite: as it comes, with Optuna's settings of
+the database, and with ours (`ray-wal`: a write-ahead log, synced to disk at its checkpoints); the faster one is compared.
 The loss of slot time at 1,000 running trials is simulated from these times (`control_loss.py`) for trials of 10 minutes with five
 reports, one of them a rung.
 Does not know training. Cost: about 25 minutes; `--quick` half a minute without Ray and PostgreSQL.
@@ -29,7 +30,8 @@ from benchmarks.control_loss import Times, lost_share
 RUNNING = 1000
 TRIAL_SECONDS = 600.0
 ENGINES = 2
-SIDES = ("ray", "packed", "local")
+RAY = ("ray", "ray-wal")
+SIDES = (*RAY, "packed", "local")
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,10 @@ def _measure(store: Database, scratch: Path, options: argparse.Namespace) -> tup
     from benchmarks.control_ours import REPORTS, ask_seconds
 
     rows: list[dict[str, Any]] = []
-    runs = {side: _Run(store, scratch, side, options.trials) for side in options.sides}
-    sides = {side: run.rate for side, run in runs.items()}
-    rates = {side: median(values) for side, values in interleaved(sides, options.repeats).items()}
+    sides = [side for side in options.sides if side != "ray-wal" or store.kind == "sqlite"]
+    runs = {side: _Run(store, scratch, side, options.trials) for side in sides}
+    turns = interleaved({side: run.rate for side, run in runs.items()}, options.repeats)
+    rates = {side: median(values) for side, values in turns.items()}
     rows += [_row(store.kind, f"{options.trials} trials", side, rate, runs[side].calls) for side, rate in rates.items()]
     ours = "packed" if "packed" in rates else "local"
     if options.many:
@@ -103,19 +106,21 @@ def _measure(store: Database, scratch: Path, options: argparse.Namespace) -> tup
         _say(rows[-1])
     for row in rows:
         _say(row)
-    asks, each = ask_seconds(store.url("asks"), "asks", options.asks)
-    for count, seconds in asks.items():
+    asks = ask_seconds(store.url("asks"), "asks", options.asks)
+    for count, seconds in asks.tpe.items():
         rows.append(_fact(store.kind, f"ask at {count} finished", 1e3 * seconds, "ms"))
-    rows.append(_fact(store.kind, "driver's memory for a finished trial", each / 1e3, "kB"))
+        rows.append(_fact(store.kind, f"ask at {count} finished, random sampler", 1e3 * asks.random[count], "ms"))
+    rows.append(_fact(store.kind, "driver's memory for a finished trial", asks.trial_bytes / 1e3, "kB"))
     goals: list[Goal] = []
-    if "ray" in rates and ours in rates:
-        gain = rates[ours] / rates["ray"]
-        rows.append(_fact(store.kind, f"reports a second, {ours} over ray", gain, "x"))
+    theirs = max((side for side in rates if side in RAY), key=lambda side: rates[side], default=None)
+    if theirs is not None and ours in rates:
+        gain = rates[ours] / rates[theirs]
+        rows.append(_fact(store.kind, f"reports a second, {ours} over {theirs}", gain, "x"))
         if store.kind == "sqlite":
             goals.append(at_least("reports a second over Ray Tune's, SQLite", 5.0, gain, "x"))
     if ours in runs:
         calls = runs[ours].calls
-        times = Times(asks, calls["report"], calls["end"])
+        times = Times(asks.tpe, calls["report"], calls["end"])
         for length in (60.0, 300.0, TRIAL_SECONDS, 3600.0):
             share = 100 * lost_share(times, RUNNING, length, REPORTS)
             rows.append(_fact(store.kind, f"slot time lost at {RUNNING} trials of {length:g} s", share, "%"))
@@ -138,10 +143,10 @@ class _Run:
         name = f"{self._side}-{self._trials}-{self._count}"
         folder = self._scratch / name
         folder.mkdir()
-        if self._side == "ray":
+        if self._side in RAY:
             from benchmarks.control_ray import run_ray
 
-            done = run_ray(self._store.url(name), folder, name, self._trials, ENGINES)
+            done = run_ray(self._store.url(name), folder, name, self._trials, ENGINES, wal=self._side == "ray-wal")
         else:
             from benchmarks.control_ours import run_ours
 
