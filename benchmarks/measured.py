@@ -28,6 +28,7 @@ def measure(work: Workload, train: Path, batch: int, threads: int, counts: Seque
     """Measures with steps of `batch` rows; forecasts for each of `counts` trials, with passes of whole steps up to the knee."""
     import torch
 
+    import sweeper.engine.engine  # noqa: F401  # an engine that measures has its own modules in memory
     from sweeper.data.tokens import TokenSet
     from sweeper.engine.footprint import measure_footprint
     from sweeper.engine.knee import measured_curve

@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.common import Goal, Measurement, add_output, at_most, finish, numbers
 from benchmarks.measured import Found, measure
 from benchmarks.pool import Arrangement, Pool
-from benchmarks.workload import Workload, add_model, workload
+from benchmarks.workload import MODELS, Workload, add_model, workload
 
 BATCH = 8
 ROW = 32
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measures; returns the exit code."""
     options = _parser().parse_args(arguments)
     if options.quick:
-        options.model, options.trials = "tiny", [2]
+        options.model, options.trials = "tiny" if options.model in MODELS else options.model, [2]
     with tempfile.TemporaryDirectory(prefix="memory-") as scratch:
         work = workload(options, Path(scratch))
         sides = Sides(work, work.rows("train", [ROW] * 256), work.rows("validation", [ROW] * 32))
@@ -251,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description="Memory of packed trials and its forecast.")
     add_model(parser)
     parser.add_argument("--trials", type=numbers, default=[1, 2, 4, 8, 16], help="K: trials in an engine, and PEFT processes")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, no goals")
+    parser.add_argument("--quick", action="store_true", help="a tiny model (or a folder's), no goals")
     add_output(parser)
     return parser
 

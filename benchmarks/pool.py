@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -125,4 +126,6 @@ def _serve(pipe: Connection, barrier: Any, build: Build, threads: int) -> None:
             barrier.wait(600)
             answer(partial(getattr(made, method), *arguments))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
-        return
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # taking torch's modules apart costs over a second, and nothing is left to be said

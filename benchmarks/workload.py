@@ -10,6 +10,7 @@ a few seconds for 135 million numbers, half a minute for a billion.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,10 +186,9 @@ def draw_model(folder: Path, name: str, dtype: str = "fp32", layers: int | None 
 
 
 def vocabulary(model: str) -> int:
-    """Tokens of the model's vocabulary."""
-    from sweeper.engine.model import load_config
-
-    return int(load_config(model).get_text_config().vocab_size)
+    """Tokens of the model's vocabulary, from its folder's file alone: who only arranges a measurement need not load torch."""
+    config = json.loads((Path(model) / "config.json").read_text())
+    return int(config.get("text_config", config)["vocab_size"])
 
 
 def max_length(side: Path) -> int:

@@ -76,8 +76,8 @@ def test_limit_counts_the_work_that_was_done(tmp_path: Path) -> None:
     assert 0 < row["train_share"] < 1
 
 
-def test_memory_of_an_engine_and_of_processes(tmp_path: Path) -> None:
-    found, _ = run(tmp_path, "benchmarks.memory", "--quick")
+def test_memory_of_an_engine_and_of_processes(tmp_path: Path, work: Workload) -> None:
+    found, _ = run(tmp_path, "benchmarks.memory", "--quick", "--model", work.model)
     rows = found["rows"]
     assert isinstance(rows, list)
     (row,) = rows
