@@ -155,10 +155,10 @@ class EngineActor:
 
 
 def limited(setup: EngineSetup, limits: Limits) -> EngineSetup:
-    """`setup` with what is this engine's own. With slots given nothing is measured, so memory need not be shared out."""
+    """`setup` with what is this engine's own: slots and tokens of a pass after a death, and its part of the node's memory."""
     if limits.slots is not None and limits.micro_tokens is not None:
-        return replace(setup, slots=limits.slots, micro_tokens=limits.micro_tokens)
-    if setup.slots > 0 or setup.memory is not None or limits.share >= 1:
+        setup = replace(setup, slots=limits.slots, micro_tokens=limits.micro_tokens)
+    if setup.memory is not None or limits.share >= 1:
         return setup
     from sweeper.engine.room import free_bytes
 

@@ -52,6 +52,9 @@ LISTEN_SECONDS = 0.25
 START_SECONDS = 20.0
 """How long the first engine that is ready waits for the others, so that the first trials are spread over all of them."""
 
+QUEUE_SECONDS = 30.0
+"""How long an engine may wait for room in the cluster before people are told."""
+
 PREEMPT_SECONDS = 60.0
 """How long engines may take to finish a micro-step and write their last checkpoints."""
 
@@ -139,6 +142,7 @@ class _Fleet:
         self._crashes: Counter[int] = Counter()
         self._moves = Moves()
         self._most = 0
+        self._said_queued = False
         self._begun = False
         self._began = time.monotonic()
         self._done = False
@@ -214,6 +218,13 @@ class _Fleet:
                 engine.waited(seconds)
             except EngineLostError as error:
                 self._lost(engine, error)
+        queued = sum(engine.queued > QUEUE_SECONDS for engine in self._engines)
+        if queued and not self._said_queued:
+            self._said_queued = True
+            self._watch.notice(
+                f"{queued} of {len(self._engines)} engines wait for room: something else in the cluster holds its CPUs or GPUs; "
+                "they begin when it lets go (`ray status` shows what does)"
+            )
         if time.monotonic() - self._heard > SILENT_SECONDS:
             self._heard = time.monotonic()
             if not any(node["Alive"] for node in ray.nodes()):

@@ -163,6 +163,11 @@ class RemoteEngine:
             raise EngineHungError(f"it said nothing for {self._waited:.0f} s")
 
     @property
+    def queued(self) -> float:
+        """Seconds that the engine has waited for room in the cluster; 0 once it has it."""
+        return self._waited if self.phase is Phase.STARTING else 0.0
+
+    @property
     def lease(self) -> float | None:
         """Seconds that an answer to the call under way may take; None for ever."""
         if self.phase is Phase.STARTING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -169,6 +171,23 @@ def test_an_engine_that_dies_while_a_trial_leaves_it_loses_neither(packed: Packe
     back = sorted(number for number, outcome in source.ends if outcome.ending is Ending.PREEMPTED)
     assert back == [0, 2], "both, once"
     assert [source.nominals(number)[-1] for number in range(4)] == [100, 40, 100, 40]
+
+
+def test_an_engine_that_finds_the_cluster_taken_says_what_it_waits_for(packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sweeper.executors.packed.QUEUE_SECONDS", 1.0)
+
+    class Other:
+        def here(self) -> None: ...
+
+    other = ray.remote(Other).options(num_cpus=1).remote()
+    ray.get(other.here.remote())
+    source = Recorder([trial(0)])
+    later = threading.Timer(6.0, ray.kill, [other])
+    later.start()
+    packed(Replay(Curves())).run(source)
+    later.join()
+    assert source.endings() == {0: Ending.COMPLETED}
+    assert any("of 2 engines wait for room" in notice for notice in packed.watch.notices)
 
 
 def test_in_a_fixed_order_no_trial_moves(packed: Packed, tmp_path: Path) -> None:
