@@ -71,6 +71,17 @@ def test_start_and_turns_and_reading_add_up() -> None:
     assert found.seconds.mid == pytest.approx(3 * (0.8 + 0.5 + reading))
 
 
+@pytest.mark.parametrize(("deterministic", "truth"), [(False, 1.2), (True, 1.6)])
+def test_an_engine_that_has_run_dry_takes_over_a_trial(deterministic: bool, truth: float) -> None:
+    """Two trials in one engine take twice as long as one; the other's is done after half of it."""
+    full = Passes([(80, 0.08), (160, 0.16)])
+    search = {"trials": 3, "deterministic": deterministic}
+    found = forecast(world(search, engines=2, slots=2, passes=full), runs=20)
+    assert found.seconds.mid == pytest.approx(truth, abs=0.17)
+    assert found.device_hours.mid == pytest.approx(3 * 0.8 / 3600)
+    assert found.complete == Range(3, 3, 3)
+
+
 def test_trials_that_share_a_pass_take_the_time_of_the_pass() -> None:
     flat = Passes([(80, 0.08), (320, 0.08)])  # four trials cost no more than one
     alone = forecast(world({"trials": 8}, passes=flat), runs=20)

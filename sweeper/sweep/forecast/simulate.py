@@ -5,6 +5,7 @@ first), schedules a pass, and its clock moves on by what the pass costs. A pass 
 million steps costs no more than one of a thousand; trials in one engine stay in step as they do in a real one.
 
     next configuration -> admit -> batches ... -> evaluation -> (rung: stop?) -> batches ... -> complete
+    nothing to hand out: a trial leaves an engine with much to do for one that has run dry, as in the executor
     search.time: nothing begins any more;  search.budget: everything stops where it stands
 
 Does not know torch, databases, or where its numbers come from. Cost: about 20 microseconds a pass, so 10 ms a sweep.
@@ -19,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sweeper.engine.scheduler import Scheduler, Work
+from sweeper.executors.balance import Left, Load, best_move
 from sweeper.records import ParamValue, TrialState
 from sweeper.study.budget import Device
 from sweeper.study.plan import StudyPlan
@@ -76,7 +78,7 @@ class _Trial:
     reading: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class _Engine:
     scheduler: Scheduler
     clock: float
@@ -99,6 +101,7 @@ class _Simulation:
         self._waiting = list(world.history.begun)
         self._next = world.history.started
         self._states: Counter[TrialState] = Counter()
+        self._dry = False  # nothing is left to hand out
         self._busy = 0.0
         self._end = 0.0
 
@@ -111,6 +114,8 @@ class _Simulation:
                 drained = True
                 break
             self._admit(engine)
+            if self._dry and len(engine.trials) < self._speed.slots:
+                self._balance(active)
             if not engine.trials:
                 active.remove(engine)
                 continue
@@ -134,6 +139,7 @@ class _Simulation:
         while len(engine.trials) < self._speed.slots and self._is_next(engine):
             begun = self._ask(engine.clock)
             if begun is None:
+                self._dry = True
                 return
             engine.clock += self._speed.turn_seconds * self._pace
             self._end = max(self._end, engine.clock)
@@ -194,6 +200,29 @@ class _Simulation:
         trial.weight = read / trial.chunks
         trial.reading = True
         engine.scheduler.offer(trial.number, [self._speed.chunk_tokens] * trial.chunks, Work.READ)
+
+    def _balance(self, active: list[_Engine]) -> None:
+        """Moves a trial where the executor would: it goes on with the batch or the evaluation that it was at."""
+        if self._plan.search.deterministic or len(self._engines) < 2:
+            return
+        found = best_move([self._load(engine) for engine in self._engines])
+        if found is None:
+            return
+        number, index = found
+        source = next(engine for engine in self._engines if number in engine.trials)
+        target, trial = self._engines[index], source.trials.pop(number)
+        source.scheduler.remove(number)
+        target.trials[number] = trial
+        target.scheduler.add(number)
+        target.clock = max(target.clock, source.clock)
+        if target not in active:
+            active.append(target)
+        trial.steps += not trial.reading
+        self._offer(target, trial)
+
+    def _load(self, engine: _Engine) -> Load:
+        left = {number: Left(max(0, trial.budget - trial.at), trial.budget) for number, trial in engine.trials.items()}
+        return Load(self._speed.slots - len(engine.trials), left)
 
     def _piece(self, engine: _Engine) -> None:
         """One pass of an engine, and what follows from it."""
