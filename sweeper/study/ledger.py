@@ -167,7 +167,8 @@ class Ledger:
     def write_decision(self, connection: sa.Connection, report: Report, decision: Decision) -> None:
         """Stores a decision with its evidence, and puts it in the outbox."""
         evidence = decision.evidence
-        told = {"action": str(decision.action), "rung": report.nominal, "reason": decision.reason, "evidence": dict(evidence)}
+        # Who was compared with grows with the study; it is kept once, below.
+        told = {"action": str(decision.action), "rung": report.nominal, "reason": decision.reason}
         key = f"decision:{report.trial}:{report.attempt}:{report.nominal}"
         self.insert_event(connection, "decision", report.trial, told, key)
         compared = evidence.get("compared")
