@@ -83,7 +83,8 @@ class Ledger:
         with self.begin() as connection:
             seen = connection.execute(sa.select(TRACKERS.c.seq).where(self._tracker(tracker))).scalar()
             query = sa.select(EVENTS).where(EVENTS.c.study == self.study, EVENTS.c.seq > (seen or 0))
-            return [_event(row) for row in connection.execute(query.order_by(EVENTS.c.seq).limit(limit))]
+            rows = connection.execute(query.order_by(EVENTS.c.seq).limit(limit)).all()
+        return [_event(row) for row in rows]  # outside, so that the driver does not wait for it
 
     def sent(self, tracker: str, upto: int) -> None:
         """Notes that `tracker` has seen all events up to and including number `upto`."""

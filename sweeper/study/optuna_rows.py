@@ -77,7 +77,15 @@ _LOCK_STUDY = sa.select(_STUDIES.c.study_id).where(_STUDIES.c.study_id == sa.bin
 _LAST = (
     sa.select(_TRIALS.c.number).where(_TRIALS.c.study_id == sa.bindparam("study_id")).order_by(_TRIALS.c.trial_id.desc()).limit(1)
 )
-_STATE = sa.select(_TRIALS.c.state).where(_TRIALS.c.trial_id == sa.bindparam("id"))
+_REPORT = sa.insert(_CURVE).from_select(
+    ["trial_id", "step", "intermediate_value", "intermediate_value_type"],
+    sa.select(
+        _TRIALS.c.trial_id,
+        sa.bindparam("step", type_=_CURVE.c.step.type),
+        sa.bindparam("value", type_=_CURVE.c.intermediate_value.type),
+        sa.literal("FINITE", _CURVE.c.intermediate_value_type.type),
+    ).where(_TRIALS.c.trial_id == sa.bindparam("id"), _TRIALS.c.state == OptunaState.RUNNING),
+)
 _STEPS = (
     sa.select(_CURVE.c.step, _CURVE.c.intermediate_value, _CURVE.c.intermediate_value_type)
     .where(_CURVE.c.trial_id == sa.bindparam("id"))
@@ -128,11 +136,7 @@ def create(
 
 def report(connection: sa.Connection, trial_id: int, step: int, value: float) -> bool:
     """Writes a finite value at a step that has none; False, with nothing written, if the trial is not RUNNING."""
-    if connection.execute(_STATE, {"id": trial_id}).scalar() is not OptunaState.RUNNING:
-        return False
-    row = {"trial_id": trial_id, "step": step, "intermediate_value": value, "intermediate_value_type": "FINITE"}
-    connection.execute(sa.insert(_CURVE), row)
-    return True
+    return bool(connection.execute(_REPORT, {"id": trial_id, "step": step, "value": value}).rowcount)
 
 
 def finish(
