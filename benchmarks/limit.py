@@ -126,10 +126,10 @@ class _Engine:
                     train_seconds += event.outcome.train_seconds
                 elif event.kind is not ReportKind.PROGRESS:
                     rows += event.rows
-        # A validation row is its prompt with a branch per label, and a score at every label token.
+        # A validation row is its prompt with a branch per label; read is what follows the prompt, and each branch's tokens.
         mean = self._validation.tokens / self._validation.rows - TARGETS
-        read = rows * (mean + sum(len(label) - 1 for label in LABELS))
-        scored = rows * sum(len(label) for label in LABELS)
+        branches = sum(len(label) - 1 for label in LABELS)
+        read, scored = rows * (mean + branches), rows * (1 + branches)
         return seconds, train_seconds, Work(int(trained), examples * len(BATCHES) * TARGETS, int(read), int(scored))
 
     def close(self) -> None:

@@ -2,7 +2,8 @@
 
 The gradient of the hidden states is made in the forward pass, a slice of positions at a time, so that no logits outlive their
 slice. Slices are filled up to MIN_ROWS positions, so that a position's result does not depend on how many others there are.
-Knows nothing of trials or models. Cost: three products [n, V, d] for n target tokens (four where the head is trained).
+Knows nothing of trials or models. Cost: three products [n, V, d] for n target tokens (four where the head is trained);
+evaluation takes one a position, however many targets are asked there.
 """
 
 from __future__ import annotations
@@ -28,13 +29,18 @@ def head_losses(hidden: Tensor, weight: Tensor, target: Tensor, scale: Tensor, s
     return losses
 
 
-def target_log_probs(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    """log p(target) at each position; fp32 [n]. hidden [n, d], weight [V, d], target int64 [n]."""
-    out = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+def target_log_probs(hidden: Tensor, weight: Tensor, target: Tensor, at: Tensor | None = None) -> Tensor:
+    """log p(target) at position `at` of each target (by default one each, in order); fp32 [n].
+
+    hidden [m, d], weight [V, d], target and at int64 [n]. A position that several targets share is computed once.
+    """
+    out = torch.empty(target.shape[0], dtype=torch.float32, device=hidden.device)
+    place = torch.arange(target.shape[0], device=hidden.device) if at is None else at
     for start in range(0, hidden.shape[0], SLICE):
-        end = min(start + SLICE, hidden.shape[0])
-        logits = _logits(hidden[start:end], weight)
-        out[start:end] = logits.gather(1, target[start:end, None])[:, 0] - logits.logsumexp(1)
+        logits = _logits(hidden[start : start + SLICE], weight)
+        mine = torch.nonzero((place >= start) & (place < start + SLICE))[:, 0]
+        row = place[mine] - start
+        out[mine] = logits[row, target[mine]] - logits.logsumexp(1)[row]
     return out
 
 

@@ -104,16 +104,15 @@ class PackedModel:
         branches = tuple(len(label) - 1 for label in labels)
         inputs = iter([RowInput(np.concatenate([prompt, tails]), branches if sum(branches) else ()) for prompt in prompts])
         layout = build([Part(slot, [next(inputs) for _ in rows]) for slot, rows in asked], self.device)
-        places: list[int] = []
-        for start, prompt in zip(layout.starts, prompts, strict=True):
-            stem = start + len(prompt)
-            at = stem
-            for length in branches:
-                places += [stem - 1, *range(at, at + length)]
-                at += length
+        # Read are the prompt's last token, once for all labels, and the branches; `within` is where each label token is predicted.
+        begins = np.cumsum([1, *branches])[:-1]
+        within = np.concatenate([[0, *range(at, at + length)] for at, length in zip(begins, branches, strict=True)])
+        width = 1 + len(tails)
+        last = np.array([start + len(prompt) - 1 for start, prompt in zip(layout.starts, prompts, strict=True)])
+        index = torch.from_numpy((last[:, None] + np.arange(width)).ravel()).to(self.device)
+        at = torch.from_numpy((width * np.arange(len(prompts))[:, None] + within).ravel()).to(self.device)
         targets = torch.tensor([token for label in labels for token in label], device=self.device).repeat(len(prompts))
-        index = torch.tensor(places, device=self.device)
-        values = target_log_probs(self._read(layout)[index], self.head, targets).double().cpu().numpy()
+        values = target_log_probs(self._read(layout)[index], self.head, targets, at).double().cpu().numpy()
         ends = np.cumsum([0, *(len(label) for label in labels)])
         scores = np.add.reduceat(values.reshape(len(prompts), -1), ends[:-1], axis=1).astype(np.float32)
         return np.split(scores, np.cumsum([len(rows) for _, rows in asked])[:-1])

@@ -15,7 +15,7 @@ from sweeper.data.tokens import TokenInfo
 from sweeper.engine.batch import Batches, cut
 from sweeper.engine.depot import FolderDepot
 from sweeper.engine.evaluate import plan
-from sweeper.engine.head import head_losses
+from sweeper.engine.head import SLICE, head_losses, target_log_probs
 from sweeper.engine.lora import Drop, dropout_level, keep_mask
 from sweeper.engine.optimizer import Row
 from sweeper.engine.schedules import factor
@@ -98,6 +98,17 @@ def test_head_loss_and_gradients_are_those_of_cross_entropy() -> None:
     (losses * scale).sum().backward()
     for a, b in zip(mine, (hidden.grad, weight.grad), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_targets_that_share_a_position_have_the_bits_of_a_position_each() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(SLICE + 40, 24), torch.randn(50, 24)
+    at = torch.randint(0, len(hidden), (900,))  # in no order, and over a slice's end
+    target = torch.randint(0, 50, (900,))
+    shared = target_log_probs(hidden, weight, target, at)
+    assert torch.equal(shared, target_log_probs(hidden[at], weight, target))
+    expected = torch.log_softmax(hidden @ weight.t(), 1)[at, target]
+    torch.testing.assert_close(shared, expected, atol=1e-4, rtol=1e-5)
 
 
 def test_dropout_masks_drop_the_share_they_say_and_repeat_by_seed() -> None:
