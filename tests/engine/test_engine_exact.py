@@ -3,16 +3,19 @@
 Each configuration is trained once alone in a fresh engine: loss, gradient norm, weights and both Adam moments after every step,
 every evaluation with its rows' outcomes, the exported adapter. Then schedules are drawn: which trials, when they join, how many
 slots, how many tokens share a pass; trials are stopped, paused and resumed in the same or in another engine, parked while others
-go on, turn NaN. After every step of every trial its state is compared with that of the lone run.
+go on, turn NaN; passes that trials share fail once they are computed. After every step of every trial its state is compared with
+that of the lone run.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -140,12 +143,17 @@ def make_engine(world: World, slots: int, micro_tokens: int) -> TrialEngine:
 @settings(
     max_examples=16, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(st.lists(ENTRIES, min_size=3, max_size=6), st.integers(2, 4), st.sampled_from([24, CHUNK, 3 * CHUNK, 10 * CHUNK]))
+@given(
+    st.lists(ENTRIES, min_size=3, max_size=6),
+    st.integers(2, 4),
+    st.sampled_from([24, CHUNK, 3 * CHUNK, 10 * CHUNK]),
+    st.sampled_from([0, 0, 2, 5]),
+)
 def test_a_trial_has_the_same_bits_as_alone(
-    lone: tuple[World, Callable[[int], Life]], entries: list[Entry], slots: int, micro_tokens: int
+    lone: tuple[World, Callable[[int], Life]], entries: list[Entry], slots: int, micro_tokens: int, failing: int
 ) -> None:
     world, alone = lone
-    lives = run_schedule(world, entries, slots, micro_tokens)
+    lives = run_schedule(world, entries, slots, micro_tokens, failing)
     for number, entry in enumerate(entries):
         mine, expected = lives[number], alone(entry.configuration)
         assert mine.steps == {step: expected.steps[step] for step in mine.steps}
@@ -154,9 +162,29 @@ def test_a_trial_has_the_same_bits_as_alone(
             assert mine == expected
 
 
-def run_schedule(world: World, entries: list[Entry], slots: int, micro_tokens: int) -> dict[int, Life]:
+def fail_shared(engine: TrialEngine, every: int) -> None:
+    """Has every so many-th pass that several trials share raise once it is computed, with its gradients added; 0: none."""
+    count = itertools.count(1)
+
+    def breaking(compute: Callable[..., Any], slots: Callable[[Any], set[int]]) -> Callable[..., Any]:
+        def run(asked: Any, *rest: Any) -> Any:
+            out = compute(asked, *rest)
+            if every and len(slots(asked)) > 1 and next(count) % every == 0:
+                raise RuntimeError("a shared pass failed")
+            return out
+
+        return run
+
+    net: Any = engine._net
+    net.train = breaking(net.train, lambda chunks: {chunk.slot for chunk in chunks})
+    net.score = breaking(net.score, lambda asked: {slot for slot, _ in asked})
+
+
+def run_schedule(world: World, entries: list[Entry], slots: int, micro_tokens: int, failing: int) -> dict[int, Life]:
     """Two engines that take turns; trials join the first, some paused ones go on in the second."""
     engines = [make_engine(world, slots, micro_tokens), make_engine(world, slots, 2 * CHUNK)]
+    for engine in engines:
+        fail_shared(engine, failing)
     watcher = Watcher(world, {number: Life() for number in range(len(entries))})
     waiting = [(entry.joins, number, 0, spec(number, entry.configuration)) for number, entry in enumerate(entries)]
     later: list[tuple[int, int, Decision]] = []

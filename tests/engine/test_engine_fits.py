@@ -26,6 +26,9 @@ def test_a_token_is_estimated_within_a_sixth(make_world: Callable[..., World], f
     found = estimate(world.model, training)
     assert found.token == pytest.approx(measure_pass(net, work)[1], rel=1 / 6)
     assert found.slot == 16 * net.trainable(work.params)
+    largest = estimate(world.model, training, rank=32)  # of the space
+    assert largest == estimate(world.model, training.model_copy(update={"rank": 32}))
+    assert largest.token > found.token
 
 
 def test_more_memory_holds_more_and_the_sentence_says_so(world: World) -> None:
