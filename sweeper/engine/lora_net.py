@@ -22,6 +22,7 @@ from sweeper.engine.export import adapter_files
 from sweeper.engine.frozen import freeze
 from sweeper.engine.lora import Adapter, LoraLinear, dropout_level, initial_bound
 from sweeper.engine.model import linear_names
+from sweeper.engine.norm import freeze_norms
 from sweeper.engine.optimizer import Row, views
 from sweeper.engine.packed import Chunk, LabelIds, PackedModel, Prompts
 from sweeper.engine.params import Params
@@ -51,6 +52,7 @@ class LoraNet:
         self._base_name = setup.base_name or setup.model
         self._packed.prefix = open_prefix(self._packed.model, setup, self._packed.current)
         self._last = training.last_layers()
+        freeze_norms(self._packed.model)
         self._layers = self._replace_linears(training.base)
         self._placed: dict[int, _Placed] = {}
 

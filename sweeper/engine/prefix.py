@@ -35,7 +35,7 @@ from sweeper.engine.node import cache_root
 from sweeper.engine.state_store import StateStore, make_room
 from sweeper.errors import ResourceError
 
-FORMAT = 1  # raised when the same key would mean other states
+FORMAT = 2  # raised when the same key would mean other states
 
 log = logging.getLogger(__name__)
 
