@@ -110,11 +110,9 @@ class _LoraFunction(torch.autograd.Function):
         dropped = x if keep is None else x * keep
         lows: list[Tensor] = []
         for segment in segments:
-            adapter = layer.adapters[segment.slot]
-            part = (dropped if segment.start in drops else x)[segment.start : segment.end]
-            low = torch.mm(adapter.down, part.t())
-            low *= _gain(adapter, segment.start in drops)
-            y[segment.start : segment.end].addmm_(low.t(), adapter.up)
+            adapter, drop = layer.adapters[segment.slot], segment.start in drops
+            low = torch.mm(adapter.down, (dropped if drop else x)[segment.start : segment.end].t())
+            y[segment.start : segment.end].addmm_(low.t(), adapter.up, alpha=_gain(adapter, drop))
             lows.append(low)
         ctx.save_for_backward(x, keep, *lows)
         ctx.layer, ctx.segments, ctx.drops = layer, segments, drops
@@ -133,15 +131,14 @@ class _LoraFunction(torch.autograd.Function):
         for segment, low in zip(ctx.segments, lows, strict=True):
             adapter, rows = layer.adapters[segment.slot], slice(segment.start, segment.end)
             drop = segment.start in drops
-            dpart = dy[rows]
+            gain, dpart = _gain(adapter, drop), dy[rows]
             dlow = torch.mm(adapter.up, dpart.t())
-            dlow *= _gain(adapter, drop)
-            adapter.up_gradient.addmm_(low, dpart)
-            adapter.down_gradient.addmm_(dlow, (dropped if drop else x)[rows])
+            adapter.up_gradient.addmm_(low, dpart, alpha=gain)
+            adapter.down_gradient.addmm_(dlow, (dropped if drop else x)[rows], alpha=gain)
             if dx is not None and not drop:
-                dx[rows].addmm_(dlow.t(), adapter.down)
+                dx[rows].addmm_(dlow.t(), adapter.down, alpha=gain)
             elif back is not None:
-                torch.mm(dlow.t(), adapter.down, out=back[rows])
+                torch.addmm(back[rows], dlow.t(), adapter.down, beta=0, alpha=gain, out=back[rows])
         if dx is not None and back is not None and kept is not None:
             _add_kept(dx, back, kept, list(drops.values()))
         return dx, None, None, None
