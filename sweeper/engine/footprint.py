@@ -3,9 +3,9 @@
     forecast = base + slots * slot + (fixed + tokens * token + min(targets, SLICE) * target) * overhead
 
 `base` is the process with the model (on a GPU what is allocated there). A slot is 16 bytes a trainable number, 20 where the best
-weights are kept, of the heaviest trial that the space holds. Activations are counted on passes through two slices of the model, at two sizes each: exactly, by the bytes of all
-tensors alive at once on the CPU, by the allocator on a GPU; so the forecast of a model of any depth needs three layers. Logits
-are counted apart, because their number has a bound.
+weights are kept, of the heaviest trial that the space holds. Activations are counted on passes through two slices of the model, at
+two sizes each: exactly, by the bytes of all tensors alive at once on the CPU, by the allocator on a GPU; so the forecast of a model
+of any depth needs three layers. Logits are counted apart, because their number has a bound.
 `overhead` is what the C library's allocator leaves unused between tensors: with glibc's a pass took 1.2 to 1.35 times the bytes of
 its tensors on SmolLM2-135M (64 to 1,024 tokens; bf16 the least), up to 1.5 times on a small model with passes of many sizes. The
 forecast of the whole process was within 5 % of the truth for 1 to 16 trials on SmolLM2-135M. With MALLOC_MMAP_THRESHOLD_=262144
