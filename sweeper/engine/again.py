@@ -68,5 +68,6 @@ def _cut(running: Running, work: Schedule) -> bool:
         return running.evaluation is not None and running.evaluation.halve()
     assert running.batch is not None
     cut = running.batches.halve(running.batch, work.chunks[0][1])
-    running.recut = running.recut or cut
+    if cut:
+        running.progress.chunk_tokens = running.batches.chunk_tokens
     return cut

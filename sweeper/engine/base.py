@@ -44,6 +44,7 @@ class EngineSetup:
     searched_targets: tuple[str, ...] = ()  # that trials may have besides training.targets
     slots: int = 1  # 0: as many as the measurement at the engine's start says (see Capacity)
     micro_tokens: int | None = None  # tokens at most that share one pass; None: the measured knee, or chunk_tokens without one
+    chunk_tokens: int | None = None  # fewer than training's, where memory did not suffice for those
     memory: int | None = None  # bytes that an engine may take; None: what is free on its device
     prefix_bytes: int | None = None  # that states of frozen layers may take on the node's disk; None: a fifth of what is free
     deterministic: bool = False  # pieces of work end by count, never by the clock

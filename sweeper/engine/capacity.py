@@ -5,8 +5,8 @@ trials do. `slots` is the fewest trials whose passes come within 5 % of the best
 the knee more trials gain nothing, and each one more in training is one whose result the sampler and the pruner do not know
 yet. Where even the best is less than WORTH_IT times a trial alone, it is one trial at a time: packing is never slower than one
 after another.
-Who restarts an engine that the system killed for its memory gives the next one `slots` and `micro_tokens` halved (see `halved`);
-with slots given no throughput is measured, only whether the longest row fits (see `require_room`).
+Who restarts an engine that the system killed for its memory gives the next one half of `slots` and `micro_tokens`; with slots
+given no throughput is measured, only whether the longest row fits (see `require_room`).
 Does not know Ray, studies or why a machine has so much memory; engines that share a machine are each told their part
 (`EngineSetup.memory`). Cost: that of `footprint.py` and, once a node, of `knee.py`.
 """
@@ -14,7 +14,6 @@ Does not know Ray, studies or why a machine has so much memory; engines that sha
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from sweeper.data.tokens import TokenSet
 from sweeper.engine.base import Capacity, EngineSetup
@@ -92,13 +91,6 @@ def choose(
     )
     why = _why_alone(curve, step, fit, gain) if alone else _why_together(curve, footprint, memory, slots, fit, step, gain, most)
     return Capacity(slots, tokens, 1.0 if alone else gain, why)
-
-
-def halved(capacity: Capacity, longest_chunk: int) -> Capacity:
-    """What an engine gets that follows one whose process was killed: half the trials, half the tokens of a pass (but a chunk)."""
-    slots, tokens = max(1, capacity.slots // 2), max(min(longest_chunk, capacity.micro_tokens), capacity.micro_tokens // 2)
-    reason = f"{capacity.slots} trials with {capacity.micro_tokens} tokens a pass were too much for this machine's memory"
-    return replace(capacity, slots=slots, micro_tokens=tokens, gain=1.0, reason=reason)
 
 
 def refuse_too_long(footprint: Footprint, memory: int, longest: int) -> None:

@@ -31,7 +31,8 @@ class Progress:
 
     `due` are nominal numbers whose evaluation is not reported yet, `done` how many of the trial's evaluations are due or
     reported. The two interval fields average the training loss since the last evaluation. Seconds and tokens are those of
-    the present stay in a slot, so that the stays of a trial add up.
+    the present stay in a slot, so that the stays of a trial add up. `chunk_tokens` is there where memory did not suffice for the
+    study's chunks.
     """
 
     steps: int = 0
@@ -46,6 +47,7 @@ class Progress:
     gradient_norm: float = 0.0
     train_seconds: float = 0.0
     evaluate_seconds: float = 0.0
+    chunk_tokens: int | None = None
     last: Measured | None = None
     best: Measured | None = None
 

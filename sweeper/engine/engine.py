@@ -40,6 +40,9 @@ from sweeper.records import Action, Decision, Depot, Ending, Report, ReportKind,
 
 PROGRESS_SECONDS = 1.0
 PROGRESS_PIECES = 8
+MOST_ROWS = 1024
+"""Rows in a pass. Each costs work of its own (spans, caches, outcomes), so that a pass of many tiny ones is not endless."""
+
 _KEPT_CHECKPOINTS = 2  # the driver may not know the newest yet
 
 log = logging.getLogger(__name__)
@@ -59,7 +62,7 @@ class TrialEngine:
         self._vocabulary = int(_vocabulary(setup))
         self._capacity = self._measure_capacity()
         self._slots = Slots(self._capacity.slots)
-        self._scheduler = Scheduler(self._capacity.micro_tokens)
+        self._scheduler = Scheduler(self._capacity.micro_tokens, MOST_ROWS)
         self._again = Again(self._scheduler, self._next)
         self._pieces = 0
         self._running: dict[int, Running] = {}
@@ -102,13 +105,17 @@ class TrialEngine:
         except (ModelError, ValueError) as error:
             self._slots.free(slot)
             raise TrialError(f"trial {trial.number} cannot be started: {error}") from error
+        progress = found.progress if found is not None else Progress()
+        chunk_tokens = min(n for n in (self._chunk_tokens, self._setup.chunk_tokens, progress.chunk_tokens) if n is not None)
+        if chunk_tokens < self._chunk_tokens:
+            progress.chunk_tokens = chunk_tokens
         running = Running(
             spec=trial,
             slot=slot,
             params=params,
             row=row,
-            batches=Batches(self._train_data, trial.seed, params.batch_size, trial.examples, self._chunk_tokens),
-            progress=found.progress if found is not None else Progress(),
+            batches=Batches(self._train_data, trial.seed, params.batch_size, trial.examples, chunk_tokens),
+            progress=progress,
             best_weights=_best(found),
             checkpointed=time.monotonic(),
             reported=time.monotonic(),
@@ -200,7 +207,7 @@ class TrialEngine:
         nominal = running.progress.due[0]
         count = self._validation.rows(running, nominal)
         if running.evaluation is None or running.evaluation.count != count:
-            running.evaluation, running.measured = self._validation.begin(running.slot, count, self._chunk_tokens), None
+            running.evaluation, running.measured = self._validation.begin(running.slot, count, running.batches.chunk_tokens), None
         if chunks := running.evaluation.offered():
             rows = [len(chunk.rows) for chunk in chunks]
             self._scheduler.offer(number, [chunk.tokens for chunk in chunks], chunks[0].work, rows)

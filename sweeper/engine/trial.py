@@ -47,7 +47,6 @@ class Running:
     reported: float = 0.0
     reported_piece: int = 0  # of the engine's count
     untold: str | None = None  # a checkpoint that the next report is to name
-    recut: bool = False  # memory did not suffice for the study's chunks
 
     @property
     def finished(self) -> bool:
@@ -107,7 +106,7 @@ class Running:
             "train/loss": p.interval_loss / p.interval_steps,
             "train/learning_rate": p.learning_rate,
             "train/grad_norm": p.gradient_norm,
-            **({"train/chunk_tokens": float(self.batches.chunk_tokens)} if self.recut else {}),
+            **({"train/chunk_tokens": float(self.batches.chunk_tokens)} if p.chunk_tokens is not None else {}),
         }
 
     def report(

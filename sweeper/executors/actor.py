@@ -40,6 +40,7 @@ class Limits:
     share: float = 1.0
     slots: int | None = None
     micro_tokens: int | None = None
+    chunk_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class EngineActor:
 def limited(setup: EngineSetup, limits: Limits) -> EngineSetup:
     """`setup` with what is this engine's own: slots and tokens of a pass after a death, and its part of the node's memory."""
     if limits.slots is not None and limits.micro_tokens is not None:
-        setup = replace(setup, slots=limits.slots, micro_tokens=limits.micro_tokens)
+        setup = replace(setup, slots=limits.slots, micro_tokens=limits.micro_tokens, chunk_tokens=limits.chunk_tokens)
     if setup.memory is not None or limits.share >= 1:
         return setup
     from sweeper.engine.room import free_bytes
@@ -176,6 +177,10 @@ def shared_pages(setup: EngineSetup, share: float) -> EngineSetup:
 
 
 def halved(limits: Limits, setup: EngineSetup, had: Capacity) -> Limits:
-    """What an engine gets after one with `had` has died: half the slots, and half the tokens in one pass, but a chunk at least."""
-    least = setup.training.chunk_tokens or 1
-    return replace(limits, slots=max(1, had.slots // 2), micro_tokens=max(least, had.micro_tokens // 2))
+    """What an engine gets after one with `had` has died: half the slots, and half the tokens in a pass, but a chunk at least; where
+    it was one trial at a time already, half the tokens in a chunk."""
+    chunk = limits.chunk_tokens or setup.training.chunk_tokens or 1
+    if had.slots > 1:
+        return replace(limits, slots=had.slots // 2, micro_tokens=max(chunk, had.micro_tokens // 2))
+    chunk = max(1, min(chunk, had.micro_tokens) // 2)
+    return replace(limits, slots=1, micro_tokens=max(chunk, had.micro_tokens // 2), chunk_tokens=chunk)

@@ -247,6 +247,7 @@ class _Fleet:
             self._watch.notice(
                 f"an engine was lost ({why}) with {len(lost)} trials inside, which go on from their last checkpoints; "
                 f"a new one starts with half its room: {limits.slots} slots, {limits.micro_tokens} tokens in a pass"
+                + (f", chunks of {limits.chunk_tokens} (a batch in smaller parts)" if limits.chunk_tokens is not None else "")
             )
             engine.start(limits)
         elif engine.failed_starts < _STARTS:

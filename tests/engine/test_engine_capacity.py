@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from sweeper.data.tokens import TokenRow
-from sweeper.engine.base import Capacity
-from sweeper.engine.capacity import choose, halved, plan_capacity, refuse_too_long
+from sweeper.engine.capacity import choose, plan_capacity, refuse_too_long
 from sweeper.engine.curve import Curve
 from sweeper.engine.engine import TrialEngine
 from sweeper.engine.footprint import Footprint, measure_footprint
@@ -79,15 +78,6 @@ def test_memory_bounds_trials_and_tokens_alike(work: Workload) -> None:
 
 def test_tokens_that_were_given_are_kept(work: Workload) -> None:
     assert choose(curve(512), LIGHT, MUCH, work, micro_tokens=77).micro_tokens == 77
-
-
-def test_after_a_killed_process_half_of_both() -> None:
-    once = halved(Capacity(9, 1000, 2.0, "measured"), longest_chunk=300)
-    assert (once.slots, once.micro_tokens, once.gain) == (4, 500, 1.0)
-    assert "9 trials with 1000 tokens" in once.reason
-    twice = halved(halved(once, 300), 300)
-    assert (twice.slots, twice.micro_tokens) == (1, 300)
-    assert halved(Capacity(1, 100), 300) == replace(halved(Capacity(1, 100), 300), slots=1, micro_tokens=100)
 
 
 def test_what_does_not_fit_is_refused_with_its_length_and_what_would() -> None:

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import pytest
 import torch
 
 from sweeper.data.tokens import TokenRow
+from sweeper.engine.batch import Batches
+from sweeper.engine.engine import TrialEngine
 from sweeper.engine.memory import ran_out
 from sweeper.engine.packed import Chunk, LabelIds, Prompts
-from sweeper.records import Ending
+from sweeper.records import Action, Ending, ReportKind
 from tests.engine.engine_world import VOCAB, World, drive, trial, write_rows
 
 Folder = Callable[[str], Path]
@@ -109,11 +112,45 @@ def test_a_row_that_does_not_fit_alone_ends_its_trial_only(world: World, monkeyp
         return whole(chunks)
 
     monkeypatch.setattr(engine._net, "train", small)
+    short_rows = next(
+        spec
+        for spec in (trial(1, examples=4, batch_size=2, seed=seed) for seed in range(500))
+        if all(world.train.length(row) <= 19 for seen in (0, 2) for row in Batches(world.train, spec.seed, 2, 4, 64).at(seen).rows)
+    )
     with_long = trial(0, examples=32, batch_size=16, seed=1)
-    story = drive(engine, [with_long])
+    story = drive(engine, [with_long, short_rows])
     assert story.ends[0].ending is Ending.FAILED
     assert "on a single row" in story.ends[0].reason
+    assert story.ends[1].ending is Ending.COMPLETED
     assert engine.available() == 2
+
+
+def test_chunks_cut_for_memory_stay_cut_where_the_trial_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paused, and gone on in another engine, which would have had room: the numbers of one that was never paused."""
+    spec = trial(0, examples=32, batch_size=8, dropout=0.1, rungs=(16,))
+
+    def short() -> TrialEngine:
+        engine = world.engine(training={"chunk_tokens": 512})
+        whole, failed = engine._net.train, [False]
+
+        def once(chunks: Sequence[Chunk]) -> list[float]:
+            if not failed[0]:
+                failed[0] = True
+                raise torch.OutOfMemoryError("out of memory")
+            return whole(chunks)
+
+        monkeypatch.setattr(engine._net, "train", once)
+        return engine
+
+    never = drive(short(), [spec])
+    paused = drive(short(), [spec], answer=lambda report: Action.PAUSE if report.kind is ReportKind.RUNG else Action.CONTINUE)
+    assert paused.ends[0].ending is Ending.PAUSED
+    rest = drive(world.engine(training={"chunk_tokens": 512}), [replace(spec, resume_from=paused.ends[0].checkpoint)])
+    whole = [report.metrics for report in never.reports if report.kind is not ReportKind.PROGRESS]
+    parts = [report.metrics for report in (*paused.reports, *rest.reports) if report.kind is not ReportKind.PROGRESS]
+    assert parts == whole
+    assert {metrics["train/chunk_tokens"] for metrics in whole} == {whole[0]["train/chunk_tokens"]}
+    assert whole[0]["train/chunk_tokens"] < 512
 
 
 @pytest.mark.parametrize(

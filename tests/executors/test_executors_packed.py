@@ -16,8 +16,9 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
+from sweeper.engine.base import Capacity
 from sweeper.errors import ModelError, ResourceError
-from sweeper.executors.actor import shared_pages
+from sweeper.executors.actor import Limits, halved, limited, shared_pages
 from sweeper.executors.base import EngineFactory, Sharing
 from sweeper.executors.packed import PackedExecutor
 from sweeper.executors.replay import Replay
@@ -311,6 +312,21 @@ def test_fewer_engines_than_asked_for_are_said(packed: Packed, tmp_path: Path) -
     fixed = replace(setup(tmp_path), deterministic=True)
     with pytest.raises(ResourceError, match="needs the 3 engines"):
         PackedExecutor(fixed, tmp_path / "home", ExecutorSpec(workers=3), Replay(Curves()), packed.watch).run(Recorder([]))
+
+
+def test_after_a_death_half_of_all_and_of_a_chunk_where_one_trial_was_alone(tmp_path: Path) -> None:
+    given = setup(tmp_path, slots=4)
+    given = replace(given, training=given.training.model_copy(update={"chunk_tokens": 300}))
+    limits = halved(Limits(), given, Capacity(9, 1000))
+    assert limits == Limits(slots=4, micro_tokens=500)
+    assert halved(limits, given, Capacity(4, 500)) == Limits(slots=2, micro_tokens=300)
+    alone = halved(limits, given, Capacity(1, 500))
+    assert alone == Limits(slots=1, micro_tokens=250, chunk_tokens=150)
+    assert halved(alone, given, Capacity(1, 250)) == Limits(slots=1, micro_tokens=125, chunk_tokens=75)
+    narrow = limited(given, alone)
+    assert (narrow.slots, narrow.micro_tokens, narrow.chunk_tokens) == (1, 250, 150)
+    shared = limited(given, Limits(share=0.5))
+    assert shared.memory is not None, "each of two engines plans with its part, also where slots are given"
 
 
 def test_engines_of_one_node_map_one_file_that_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
