@@ -2,7 +2,8 @@
 
 How many. Evaluation may cost at most `evaluate.share` of training, and every trial must read the same rows at the same nominal
 number, so the count follows from the study alone, never from a clock. Costs are counted in tokens of a forward pass; a training
-token costs three (forward, and twice that backward):
+token costs three (forward, and twice that backward). With LoRA it costs nearer two, as frozen weights have no gradient, so that a
+share is half as large again in time as it says:
 
     R = share * 3 * full_examples * (tokens per training row) / (tokens per validation row)
                                           rows that may be read in a full budget
