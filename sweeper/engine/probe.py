@@ -7,7 +7,7 @@ Does not know trials. Cost: the measurement for `dtype: auto`, and reading the c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,14 @@ def resolve_training(
     trust_remote_code: bool = False,
     notice: Callable[[str], None] | None = None,
     data: Path | None = None,
+    searched_targets: Sequence[str] = (),
 ) -> TrainingSpec:
     """`training` with dtype, max_length and chunk_tokens as numbers that hold for the whole study.
 
     Raises ModelError for what this engine or model cannot do: a stored base where a model is not packed, more layers than there
     are, targets that name no layer, full fine-tuning with dropout on a model without dropout fields, rows longer than the context.
-    `data` is the training rows' folder, on which dtypes are compared. `notice` is told in a sentence each what was chosen where the
+    `data` is the training rows' folder, on which dtypes are compared; `searched_targets` what trials may have in place of
+    `training.targets`. `notice` is told in a sentence each what was chosen where the
     user left it open: the dtype with what was measured, and that a model is not packed.
     """
     check_folder(model_dir)
@@ -59,7 +61,8 @@ def resolve_training(
         )
     model = skeleton(config, trust_remote_code)
     if training.method == "lora":
-        resolve_targets(training.targets, config.model_type, linear_names(model), training.last_layers())
+        for targets in (training.targets, *searched_targets):
+            resolve_targets(targets, config.model_type, linear_names(model), training.last_layers())
     elif training.dropout > 0:
         require_dropout(model_dir, trust_remote_code)
     context = context_length(config)

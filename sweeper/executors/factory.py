@@ -91,7 +91,7 @@ def build_executor(
 
 
 def engine_setup(spec: SweepSpec, setup: EngineSetup, choice: Choice) -> EngineSetup:
-    """`setup` with threads, slots and memory. Slots are measured unless given; a fixed order measures nothing."""
+    """`setup` with threads, slots and memory. Slots are measured unless given, or unless the order is fixed."""
     executor, fixed = spec.executor, spec.search.deterministic
     slots = (executor.slots or (DETERMINISTIC_SLOTS if fixed else 0)) if choice.packs else 1
     return replace(

@@ -218,9 +218,11 @@ def _training(
         spec.training,
         model,
         device=device(spec),
+        threads=max(1, int(spec.executor.cpus)),
         trust_remote_code=spec.model.trust_remote_code,
         notice=notice,
         data=bundle.train,
+        searched_targets=[str(targets) for targets in _ends(spec, "targets")],
     )
     return training.model_copy(update={"max_length": bundle.max_length})
 

@@ -139,6 +139,13 @@ def test_what_this_model_or_engine_cannot_do_is_refused(tiny_folder: Folder) -> 
             resolve_training(TrainingSpec.model_validate({"dtype": "fp32", **changes}), tiny_folder(family))
 
 
+def test_targets_that_only_some_trial_would_have_are_looked_at_before_the_start(tiny_folder: Folder) -> None:
+    training = TrainingSpec.model_validate({"dtype": "fp32"})
+    assert resolve_training(training, tiny_folder("llama"), searched_targets=["qv", "mlp"]).targets == training.targets
+    with pytest.raises(ModelError, match="wrong_proj"):
+        resolve_training(training, tiny_folder("llama"), searched_targets=["qv", "wrong_proj"])
+
+
 def test_dropout_fields_are_found() -> None:
     assert dropout_fields(GPT2Config()) == ("attn_pdrop", "embd_pdrop", "resid_pdrop")
     assert dropout_fields(LlamaConfig()) == ("attention_dropout",)
