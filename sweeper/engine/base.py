@@ -91,7 +91,10 @@ class Engine(Protocol):
         ...
 
     def admit(self, trial: TrialSpec) -> None:
-        """Puts a trial into a free slot; from its checkpoint where it has one. Raises TrialError if it cannot be started."""
+        """Puts a trial into a free slot; from its checkpoint where it has one.
+
+        Raises TrialError if it cannot be started, MemoryError where memory has no room for it beside the others.
+        """
         ...
 
     def trials(self) -> list[int]:

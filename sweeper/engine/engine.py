@@ -26,7 +26,7 @@ from sweeper.engine.again import Again
 from sweeper.engine.base import Capacity, Ended, EngineSetup, Event
 from sweeper.engine.batch import Batches
 from sweeper.engine.checkpoint import Checkpoint, Measured, Progress, load_checkpoint, save_checkpoint
-from sweeper.engine.memory import NO_ROOM, ran_out
+from sweeper.engine.memory import NO_ROOM, ran_out, with_room
 from sweeper.engine.net import Net, build_net
 from sweeper.engine.packed import Chunk
 from sweeper.engine.params import read_params
@@ -98,13 +98,21 @@ class TrialEngine:
         found = load_checkpoint(self._depot, trial, trial.resume_from) if trial.resume_from else None
         slot = self._slots.allocate()
         try:
-            row = self._net.place(slot, params, trial.seed)
+            row = with_room(lambda: self._net.place(slot, params, trial.seed))
             if found is not None:
                 row.load(found.tensors, found.progress.steps)
                 self._net.updated(slot)
         except (ModelError, ValueError) as error:
             self._slots.free(slot)
             raise TrialError(f"trial {trial.number} cannot be started: {error}") from error
+        except Exception as error:
+            self._slots.free(slot)
+            if not ran_out(error):
+                raise
+            others = len(self._running)
+            if others == 0:
+                raise TrialError(f"trial {trial.number} cannot be started: {NO_ROOM}") from error
+            raise MemoryError(f"memory has no room for trial {trial.number} beside {others} others") from error
         progress = found.progress if found is not None else Progress()
         chunk_tokens = min(n for n in (self._chunk_tokens, self._setup.chunk_tokens, progress.chunk_tokens) if n is not None)
         if chunk_tokens < self._chunk_tokens:
@@ -308,7 +316,7 @@ class TrialEngine:
         p.last = measured
         if self._validation.is_best(measured, p.best):
             p.best = measured
-            running.best_weights = running.row.weights.clone()
+            running.best_weights = with_room(running.row.weights.clone)
         if not p.due:
             running.evaluation = None
         if rung:
@@ -325,7 +333,7 @@ class TrialEngine:
             running.row.weights.copy_(running.best_weights)
             self._net.updated(running.slot)
         name = f"adapters/{running.spec.study}/{running.spec.number}"
-        self._depot.put(name, self._net.export(running.slot))
+        self._depot.put(name, with_room(lambda: self._net.export(running.slot)))
         return self._end(running, Ending.COMPLETED, adapter=name)
 
     def _checkpoint(self, running: Running) -> str:
@@ -333,7 +341,7 @@ class TrialEngine:
         tensors = dict(running.row.state())
         if running.best_weights is not None:
             tensors["best"] = running.best_weights
-        name = save_checkpoint(self._depot, running.spec, running.progress, tensors)
+        name = with_room(lambda: save_checkpoint(self._depot, running.spec, running.progress, tensors))
         if name not in running.checkpoints:
             running.checkpoints.append(name)
         while len(running.checkpoints) > _KEPT_CHECKPOINTS:

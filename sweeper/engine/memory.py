@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import errno
 import gc
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 NO_ROOM = (
     "the device ran out of memory on a single row; a smaller max_length or rank, or gradient_checkpointing: true, needs less, "
@@ -25,6 +29,17 @@ def ran_out(error: BaseException) -> bool:
     if isinstance(error, OSError):  # a file that could not be mapped
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
+
+
+def with_room(call: Callable[[], T]) -> T:
+    """What `call`, which leaves nothing half done, returns; called once more where memory did not suffice, after `let_go`."""
+    try:
+        return call()
+    except Exception as error:
+        if not ran_out(error):
+            raise
+    let_go()
+    return call()
 
 
 def let_go() -> None:

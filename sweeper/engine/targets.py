@@ -94,10 +94,10 @@ def resolve_targets(targets: str, model_type: str, linears: Sequence[str], count
         found = _group(name, model_type, last) if name in GROUPS else [p for p in linears if p == name or p.endswith(f".{name}")]
         if not found:
             allowed = nearest(name, {*GROUPS, *last.values()})
-            raise ModelError(f"targets is {targets!r} (in training or space), but this model has no layer for {name!r}{where}; {allowed}")
+            raise ModelError(f"targets is {targets!r}, but this model has no layer for {name!r}{where}; {allowed}")
         chosen.update(found)
     if not chosen:
-        raise ModelError(f"targets is {targets!r} (in training or space), which names no layer; {nearest(targets, {*GROUPS, *last.values()})}")
+        raise ModelError(f"targets is {targets!r}, which names no layer; {nearest(targets, {*GROUPS, *last.values()})}")
     return tuple(path for path in linears if path in chosen)
 
 

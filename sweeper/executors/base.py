@@ -154,6 +154,7 @@ class _Drive:
         self._done = False
         self._hungry = True  # something happened since the source last said Wait
         self._asked = 0.0
+        self._most: int | None = None  # trials at once, where memory had no room for one more
         self._tell = Teller()
 
     def run(self) -> None:
@@ -186,7 +187,7 @@ class _Drive:
             time.sleep(IDLE_SECONDS)
 
     def _admit(self) -> None:
-        while not self._done and self._hungry and self._engine.available() > 0:
+        while not self._done and self._hungry and self._engine.available() > 0 and self._has_room():
             answer = self._tell(self._source.next_trial)
             if isinstance(answer, Done):
                 self._done = True
@@ -195,12 +196,21 @@ class _Drive:
             else:
                 self._start(answer)
 
+    def _has_room(self) -> bool:
+        return self._most is None or len(self._inside) < self._most
+
     def _start(self, trial: TrialSpec) -> None:
         self._inside.add(trial.number)
         try:
             self._engine.admit(trial)
         except TrialError as error:
             self._events.append(Ended(trial.number, Outcome(Ending.FAILED, reason=str(error))))
+            self._drain()
+        except MemoryError as error:
+            self._most = max(1, len(self._inside) - 1)
+            self._watch.notice(f"{error}; from now on {self._most} train at once")
+            outcome = Outcome(Ending.PREEMPTED, reason=str(error), checkpoint=trial.resume_from)
+            self._events.append(Ended(trial.number, outcome))
             self._drain()
 
     def _drain(self) -> None:

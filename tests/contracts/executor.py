@@ -157,6 +157,17 @@ class Recorder:
         self.calls.append((time.monotonic(), what, number))
 
 
+class GivesBack(Recorder):
+    """Queues a preempted trial again, from its last checkpoint, as a study does."""
+
+    def on_end(self, trial: int, outcome: Outcome) -> None:
+        super().on_end(trial, outcome)
+        if outcome.ending is Ending.PREEMPTED:
+            known = [r.checkpoint for r in self.reports if r.trial == trial and r.checkpoint]
+            again = replace(self.given[trial], attempt=self.given[trial].attempt + 1)
+            self.queue.append(replace(again, resume_from=outcome.checkpoint or (known[-1] if known else None)))
+
+
 class Make(Protocol):
     """Builds the executor under test, with room for two trials at once."""
 

@@ -7,7 +7,7 @@ import errno
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,12 @@ from sweeper.data.tokens import TokenRow
 from sweeper.engine.batch import Batches
 from sweeper.engine.engine import TrialEngine
 from sweeper.engine.memory import ran_out
+from sweeper.engine.optimizer import Row
 from sweeper.engine.packed import Chunk, LabelIds, Prompts
+from sweeper.engine.params import Params
+from sweeper.executors import base as executors
 from sweeper.records import Action, Ending, ReportKind
+from tests.contracts.executor import GivesBack
 from tests.engine.engine_world import VOCAB, World, drive, trial, write_rows
 
 Folder = Callable[[str], Path]
@@ -151,6 +155,40 @@ def test_chunks_cut_for_memory_stay_cut_where_the_trial_goes_on(world: World, mo
     assert parts == whole
     assert {metrics["train/chunk_tokens"] for metrics in whole} == {whole[0]["train/chunk_tokens"]}
     assert whole[0]["train/chunk_tokens"] < 512
+
+
+def test_a_trial_that_memory_has_no_room_for_waits_for_the_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the `local` executor drives an engine whose third slot was one too many."""
+    engine = world.engine(slots=3)
+    place = engine._net.place
+
+    def two(slot: int, params: Params, seed: int) -> Row:
+        if len(engine.trials()) == 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+        return place(slot, params, seed)
+
+    monkeypatch.setattr(engine._net, "place", two)
+    source = GivesBack([trial(number, examples=16, seed=number) for number in range(4)])
+    executors.drive(engine, source)
+    assert source.endings() == dict.fromkeys(range(4), Ending.COMPLETED)
+    assert [number for number, outcome in source.ends if outcome.ending is Ending.PREEMPTED] == [2]
+    assert engine.available() == 3
+
+
+def test_what_is_written_is_written_again_once_memory_was_let_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = world.engine()
+    export, failed = engine._net.export, [False]
+
+    def once(slot: int) -> Mapping[str, bytes]:
+        if not failed[0]:
+            failed[0] = True
+            raise torch.OutOfMemoryError("out of memory")
+        return export(slot)
+
+    monkeypatch.setattr(engine._net, "export", once)
+    story = drive(engine, [trial(0, examples=16)])
+    assert failed[0]
+    assert story.ends[0].ending is Ending.COMPLETED
 
 
 @pytest.mark.parametrize(

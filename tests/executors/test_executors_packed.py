@@ -22,9 +22,9 @@ from sweeper.executors.actor import Limits, halved, limited, shared_pages
 from sweeper.executors.base import EngineFactory, Sharing
 from sweeper.executors.packed import PackedExecutor
 from sweeper.executors.replay import Replay
-from sweeper.records import Decision, Ending, Executor, Outcome, Report, ReportKind, TrialSpec
+from sweeper.records import Decision, Ending, Executor, Report, ReportKind, TrialSpec
 from sweeper.spec.models import ExecutorSpec, TrainingSpec
-from tests.contracts.executor import Action, Curves, ExecutorContract, Make, Recorder, pids, setup, trial
+from tests.contracts.executor import Action, Curves, ExecutorContract, GivesBack, Make, Recorder, pids, setup, trial
 from tests.contracts.terminal import check_ctrl_c
 from tests.support.engines import Deadly, Dying, Faulty, FullDisk, Refusing, SlowToPause
 
@@ -50,17 +50,6 @@ class TestTwoEnginesOfOneSlot(ExecutorContract):
             return PackedExecutor(setup(tmp_path), depot_root, ExecutorSpec(workers=2), factory)
 
         return build
-
-
-class GivesBack(Recorder):
-    """Queues a preempted trial again, from its last checkpoint, as a study does."""
-
-    def on_end(self, trial: int, outcome: Outcome) -> None:
-        super().on_end(trial, outcome)
-        if outcome.ending is Ending.PREEMPTED:
-            known = [r.checkpoint for r in self.reports if r.trial == trial and r.checkpoint]
-            again = replace(self.given[trial], attempt=self.given[trial].attempt + 1)
-            self.queue.append(replace(again, resume_from=outcome.checkpoint or (known[-1] if known else None)))
 
 
 class Watching:
