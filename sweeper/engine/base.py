@@ -59,13 +59,15 @@ class Capacity:
     """What an engine found at its start: how many trials share its model, and how many tokens share one pass.
 
     `gain` is the measured throughput of `slots` trials together over the same trials one after another; `reason` says in one
-    sentence for people why it is so many.
+    sentence for people why it is so many. `steady` is False where a trial's numbers were promised not to depend on its neighbours
+    (CPU, fp32, one thread), but this processor's matrix products do not keep it.
     """
 
     slots: int
     micro_tokens: int
     gain: float = 1.0
     reason: str = ""
+    steady: bool = True
 
 
 @dataclass(frozen=True)

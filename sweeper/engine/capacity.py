@@ -67,6 +67,12 @@ def _fitting(setup: EngineSetup, net: LoraNet, train: TokenSet, validation: Toke
     return work, footprint, memory
 
 
+def keeps_rows_apart(setup: EngineSetup, net: Net) -> bool:
+    """Whether a trial's numbers do not depend on its neighbours to the bit where that is promised: CPU, fp32, one thread."""
+    promised = setup.device == "cpu" and setup.threads == 1 and setup.training.dtype == "fp32"
+    return not promised or not isinstance(net, LoraNet) or net.is_steady()
+
+
 def usable(setup: EngineSetup, footprint: Footprint) -> int:
     """Bytes that an engine plans with: all that it was given, or what it has and nine tenths of what is free."""
     if setup.memory is not None:

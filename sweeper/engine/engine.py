@@ -25,6 +25,7 @@ from sweeper.engine import evaluate
 from sweeper.engine.again import Again
 from sweeper.engine.base import Capacity, Ended, EngineSetup, Event
 from sweeper.engine.batch import Batches
+from sweeper.engine.capacity import keeps_rows_apart, plan_capacity, require_room
 from sweeper.engine.checkpoint import Checkpoint, Measured, Progress, load_checkpoint, save_checkpoint
 from sweeper.engine.memory import NO_ROOM, ran_out, with_room
 from sweeper.engine.net import Net, build_net
@@ -60,7 +61,7 @@ class TrialEngine:
         self._chunk_tokens = _number(setup.training.chunk_tokens, "chunk_tokens")
         self._net: Net = build_net(setup)
         self._vocabulary = int(_vocabulary(setup))
-        self._capacity = self._measure_capacity()
+        self._capacity = replace(self._measure_capacity(), steady=keeps_rows_apart(setup, self._net))
         self._slots = Slots(self._capacity.slots)
         self._scheduler = Scheduler(self._capacity.micro_tokens, MOST_ROWS)
         self._again = Again(self._scheduler, self._next)
@@ -69,8 +70,6 @@ class TrialEngine:
 
     def _measure_capacity(self) -> Capacity:
         """What the setup says; what it leaves open is measured, where more than one trial may share the model."""
-        from sweeper.engine.capacity import plan_capacity, require_room
-
         setup, micro_tokens = self._setup, self._setup.micro_tokens or self._chunk_tokens
         if setup.slots == 0 and self._net.most_slots == 1:
             return Capacity(1, micro_tokens, reason="this kind of trial needs the model for itself")

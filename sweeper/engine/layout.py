@@ -3,7 +3,8 @@
     segment   neighbouring tokens of one trial's chunk: what an adapter is applied to
     span      neighbouring rows of equal length, of one trial or several: what attention runs on at once
     filler    tokens of no trial at the end, so that a matrix product that trials share never has fewer than MIN_ROWS rows,
-              below which a row's result depends on how many others there are (measured; see the design)
+              below which a row's result depends on how many others there are (measured; `steady.py` looks whether it holds here),
+              and `spare` of them where the last numbers of a tensor are computed otherwise than the rest
 
 Attention and LoRA layers read the layout from a `Current` that the model holds, because transformers' layers pass nothing on.
 Knows tensors but no model. Building one costs about 10 microseconds a row.
@@ -81,9 +82,10 @@ class Layout:
 
 @dataclass
 class Current:
-    """The layout being computed; None between micro-steps."""
+    """The layout being computed; None between micro-steps. `spare`: rows of filler that every layout has at least."""
 
     layout: Layout | None = None
+    spare: int = 0
 
     def require(self) -> Layout:
         """The layout. Raises RuntimeError outside a micro-step (a mistake of ours)."""
@@ -92,8 +94,8 @@ class Current:
         return self.layout
 
 
-def build(parts: Sequence[Part], device: torch.device | str, cache: RowCache | None = None) -> Layout:
-    """Concatenates the rows of `parts`, in order, and fills up to MIN_ROWS tokens."""
+def build(parts: Sequence[Part], device: torch.device | str, cache: RowCache | None = None, spare: int = 0) -> Layout:
+    """Concatenates the rows of `parts`, in order, with filler up to MIN_ROWS tokens, and at least `spare`."""
     ids: list[npt.NDArray[np.int32]] = []
     positions: list[npt.NDArray[np.int64]] = []
     segments: list[Segment] = []
@@ -113,8 +115,8 @@ def build(parts: Sequence[Part], device: torch.device | str, cache: RowCache | N
         first, *others = group
         mask = _branch_mask(length, branches).to(device) if branches else None
         spans.append(Span(first[1], 1 + len(others), length, mask))
-    if at < MIN_ROWS:
-        fill = MIN_ROWS - at
+    fill = max(MIN_ROWS - at, spare)
+    if fill > 0:
         ids.append(np.zeros(fill, np.int32))
         positions.append(np.arange(fill))
         spans.append(Span(at, 1, fill))

@@ -28,6 +28,7 @@ from sweeper.engine.packed import Chunk, LabelIds, PackedModel, Prompts
 from sweeper.engine.params import Params
 from sweeper.engine.prefix import open_prefix
 from sweeper.engine.seeds import mix
+from sweeper.engine.steady import is_steady
 from sweeper.engine.targets import resolve_targets
 
 
@@ -127,6 +128,10 @@ class LoraNet:
     def trainable(self, params: Params) -> int:
         """Numbers that such a trial trains."""
         return sum(a * b for path in self.paths(params) for a, b in self._shapes(path, params.rank))
+
+    def is_steady(self) -> bool:
+        """Whether a row's products here do not depend on its neighbours (`steady.py`)."""
+        return is_steady((layer.frozen for layer in self._layers.values()), self._packed.head)
 
     def nbytes(self) -> int:
         """Bytes of the frozen linear layers."""

@@ -22,8 +22,9 @@ from sweeper.data.tokens import TokenRow
 from sweeper.engine.attention import NAME, RowCache, attach
 from sweeper.engine.head import best_tokens, head_losses, target_log_probs
 from sweeper.engine.layout import Current, Layout, Part, RowInput, build
-from sweeper.engine.model import load_model, recompute_activations
+from sweeper.engine.model import linear_names, load_model, recompute_activations
 from sweeper.engine.prefix import Prefix
+from sweeper.engine.steady import spare_rows
 
 LabelIds = Sequence[Sequence[int]]
 Prompts = Sequence[npt.NDArray[np.int32]]
@@ -48,6 +49,8 @@ class PackedModel:
         self.device = device
         self.current = Current()
         attach(self.model, self.current)
+        if torch.device(device).type == "cpu":
+            self.current.spare = spare_rows(self.model.get_submodule(path).weight.shape[0] for path in linear_names(self.model))
         self._backbone = self.model.base_model
         self.prefix: Prefix | None = None
         self._checkpointing = checkpointing
@@ -66,7 +69,7 @@ class PackedModel:
         Losses are summed over trials, never averaged, so that no gradient depends on a neighbour. `dropout` switches the
         model's own dropout on.
         """
-        layout = build([Part(c.slot, [RowInput(r.ids) for r in c.rows], c.seed) for c in chunks], self.device)
+        layout = self._layout([Part(c.slot, [RowInput(r.ids) for r in c.rows], c.seed) for c in chunks])
         places, targets, counts = _targets(layout, [row for chunk in chunks for row in chunk.rows])
         per_chunk = _sums(counts, [len(chunk.rows) for chunk in chunks])
         scale, smoothing = (
@@ -86,7 +89,7 @@ class PackedModel:
     @torch.no_grad()
     def losses(self, asked: Sequence[tuple[int, Sequence[TokenRow]]]) -> list[list[tuple[float, int]]]:
         """Summed -log p over the target tokens, and their number, of each row; for each (slot, rows) asked."""
-        layout = build([Part(slot, [RowInput(row.ids) for row in rows]) for slot, rows in asked], self.device)
+        layout = self._layout([Part(slot, [RowInput(row.ids) for row in rows]) for slot, rows in asked])
         places, targets, counts = _targets(layout, [row for _, rows in asked for row in rows])
         values = target_log_probs(self._read(layout)[places.to(self.device)], self.head, targets.to(self.device))
         out = iter([(-float(part.double().sum().item()), len(part)) for part in torch.split(values, counts)])
@@ -103,7 +106,7 @@ class PackedModel:
         tails = np.concatenate([np.asarray(label[:-1], np.int32) for label in labels]).astype(np.int32)
         branches = tuple(len(label) - 1 for label in labels)
         inputs = iter([RowInput(np.concatenate([prompt, tails]), branches if sum(branches) else ()) for prompt in prompts])
-        layout = build([Part(slot, [next(inputs) for _ in rows]) for slot, rows in asked], self.device)
+        layout = self._layout([Part(slot, [next(inputs) for _ in rows]) for slot, rows in asked])
         # Read are the prompt's last token, once for all labels, and the branches; `within` is where each label token is predicted.
         begins = np.cumsum([1, *branches])[:-1]
         within = np.concatenate([[0, *range(at, at + length)] for at, length in zip(begins, branches, strict=True)])
@@ -134,7 +137,7 @@ class PackedModel:
                 Part(asked[part][0], [row for _, row in rows])
                 for part, rows in groupby(zip(going, inputs, strict=True), key=lambda pair: owner[pair[0]])
             ]
-            layout = build(parts, self.device, cache)
+            layout = self._layout(parts, cache)
             ends = [start + len(row.ids) - 1 for start, row in zip(layout.starts, inputs, strict=True)]
             chosen = best_tokens(self._read(layout)[torch.tensor(ends, device=self.device)], self.head).tolist()
             cache.advance([len(row.ids) for row in inputs])
@@ -154,6 +157,9 @@ class PackedModel:
             going = step(going, [RowInput(np.array(out[row][-1:], np.int32), start=cache.lengths[row]) for row in going])
         answers = iter(out)
         return [[next(answers) for _ in rows] for _, rows in asked]
+
+    def _layout(self, parts: Sequence[Part], cache: RowCache | None = None) -> Layout:
+        return build(parts, self.device, cache, self.current.spare)
 
     def _read(self, layout: Layout) -> Tensor:
         """Hidden states [T, d] in eval mode."""

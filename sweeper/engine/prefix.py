@@ -82,7 +82,7 @@ class Prefix:
         if not rows:
             return {}
         ordered = sorted(rows.items(), key=lambda item: (len(item[1].ids), item[1].branches))
-        layout = build([Part(0, [row for _, row in ordered])], self._device)
+        layout = build([Part(0, [row for _, row in ordered])], self._device, spare=self._current.spare)
         outer, self._current.layout = self._current.layout, layout
         try:
             hidden = self._run(layout).cpu().numpy()

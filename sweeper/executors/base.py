@@ -74,6 +74,15 @@ class Sharing:
         reasons = list(dict.fromkeys(engine.reason for engine in self.engines if engine.reason))
         return f"{count} of {each}" + (f": {reasons[0]}" if reasons else "")
 
+    def warning(self) -> str:
+        """Where packed numbers are not those of a trial alone to the bit, though they should be; else empty."""
+        if all(engine.steady for engine in self.engines):
+            return ""
+        return (
+            "on this processor a row of a matrix product depends on how many others there are: a trial's numbers are the same "
+            "packed or alone within rounding only, and two runs with search.deterministic may differ"
+        )
+
 
 class Watch(Protocol):
     """Told, on the executor's thread, what people want to know of engines; must return quickly and never raise."""
@@ -160,6 +169,8 @@ class _Drive:
     def run(self) -> None:
         if self._sharing.packs():
             self._watch.notice(self._sharing.plan())
+        if warning := self._sharing.warning():
+            self._watch.notice(warning)
         try:
             while not (self._done and not self._inside):
                 if self._interrupts.requested:

@@ -330,6 +330,8 @@ class _Fleet:
             return False
         self._begun = True
         self._watch.notice(self._sharing().plan())
+        if warning := self._sharing().warning():
+            self._watch.notice(warning)
         self._watch.sharing(self._sharing())
         return True
 

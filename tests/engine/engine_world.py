@@ -55,27 +55,27 @@ PARAMS: Mapping[str, ParamValue] = {
 }
 
 
-def build_model(family: str) -> Any:
+def build_model(family: str, intermediate: int = 96) -> Any:
     """A random model, weights seeded."""
     torch.manual_seed(7)
     common = {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 256}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": intermediate, "head_dim": 16}
     if family == "llama":
         return LlamaForCausalLM(LlamaConfig(**common, **heads, tie_word_embeddings=True, attention_dropout=0.0))
     if family == "qwen3":
         return Qwen3ForCausalLM(Qwen3Config(**common, **heads))
     if family == "gpt_neox":
-        return GPTNeoXForCausalLM(GPTNeoXConfig(**common, num_attention_heads=4, intermediate_size=96))
+        return GPTNeoXForCausalLM(GPTNeoXConfig(**common, num_attention_heads=4, intermediate_size=intermediate))
     return GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=64, n_layer=2, n_head=4, n_positions=256))
 
 
-def write_model(folder: Path, family: str) -> Path:
+def write_model(folder: Path, family: str, intermediate: int = 96) -> Path:
     """The model as a folder, with a word-level tokenizer."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
 
-    model = build_model(family)
+    model = build_model(family, intermediate)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.ndim > 1:

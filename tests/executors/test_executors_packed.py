@@ -17,16 +17,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sweeper.engine.base import Capacity
+from sweeper.engine.depot import FolderDepot
 from sweeper.errors import ModelError, ResourceError
 from sweeper.executors.actor import Limits, halved, limited, shared_pages
 from sweeper.executors.base import EngineFactory, Sharing
+from sweeper.executors.local import LocalExecutor
 from sweeper.executors.packed import PackedExecutor
 from sweeper.executors.replay import Replay
 from sweeper.records import Decision, Ending, Executor, Report, ReportKind, TrialSpec
 from sweeper.spec.models import ExecutorSpec, TrainingSpec
 from tests.contracts.executor import Action, Curves, ExecutorContract, GivesBack, Make, Recorder, pids, setup, trial
 from tests.contracts.terminal import check_ctrl_c
-from tests.support.engines import Deadly, Dying, Faulty, FullDisk, Refusing, SlowToPause
+from tests.support.engines import Deadly, Dying, Faulty, FullDisk, Refusing, SlowToPause, Unsteady
 
 
 @pytest.fixture
@@ -178,6 +180,14 @@ def test_an_engine_that_finds_the_cluster_taken_says_what_it_waits_for(packed: P
     later.join()
     assert source.endings() == {0: Ending.COMPLETED}
     assert any("of 2 engines wait for room" in notice for notice in packed.watch.notices)
+
+
+def test_a_processor_that_does_not_keep_rows_apart_is_told_of(packed: Packed, tmp_path: Path) -> None:
+    packed(Unsteady(), engines=1).run(Recorder([trial(0)]))
+    watch = Watching()
+    LocalExecutor(setup(tmp_path, slots=2), FolderDepot(tmp_path / "local"), Unsteady(), watch).run(Recorder([trial(0)]))
+    for notices in (packed.watch.notices, watch.notices):
+        assert sum("within rounding only" in notice for notice in notices) == 1
 
 
 def test_in_a_fixed_order_no_trial_moves(packed: Packed, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeper.engine.base import Ended, Engine, EngineSetup
+from sweeper.engine.base import Capacity, Ended, Engine, EngineSetup
 from sweeper.errors import ModelError, ResourceError
 from sweeper.executors.replay import Replay
 from sweeper.records import Action, Decision, Depot, TrialSpec
@@ -47,6 +47,16 @@ class Dying:
     def __call__(self, given: EngineSetup, depot: Depot) -> Engine:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
+
+
+@dataclass(frozen=True)
+class Unsteady:
+    """An engine on a processor that does not keep rows apart."""
+
+    def __call__(self, given: EngineSetup, depot: Depot) -> Engine:
+        engine = Replay(Curves())(given, depot)
+        setattr(engine, "capacity", lambda: Capacity(2, 1, steady=False))  # noqa: B010
+        return engine
 
 
 @dataclass(frozen=True)
