@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             for pool in pools.values():
                 pool.close()
-    goals = [] if options.quick else _goals(rows, options.device)
+    goals = [] if options.quick else _goals(rows, options)
     return finish(Measurement("packing", rows, goals), options.json)
 
 
@@ -193,15 +193,21 @@ def bounds(ratios: Sequence[float], share: float = 0.05) -> tuple[float, float]:
     return math.exp(means[at]), math.exp(means[-1 - at])
 
 
-def _goals(rows: Sequence[Mapping[str, Any]], device: str) -> list[Goal]:
+def _goals(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> list[Goal]:
     trained = [row for row in rows if row["part"] == "train"]
     lowest = min(trained, key=lambda row: float(row["low"]))
     where = f"K {lowest['K']}, {lowest['tokens']} tokens"
     goals = [at_least(f"lower bound of the ratio everywhere (lowest: {where})", 0.95, float(lowest["low"]), "x")]
-    for tokens, wanted in ((16, 2.5), (32, 1.7)) if device == "cpu" else ():
+    if options.device == "cpu":
+        wanted = [(tokens, goal, f"best K >= 4 at {tokens} tokens a step") for tokens, goal in ((16, 2.5), (32, 1.7))]
+    else:  # batches of one to four rows
+        most, goal = {"135m": (4, 8.0), "1b": (1, 2.0)}.get(options.model, (0, 0.0))
+        sizes = [tokens for tokens in options.tokens if tokens <= most * options.row_tokens]
+        wanted = [(tokens, goal, f"best K >= 4 at batch {tokens // options.row_tokens}") for tokens in sizes]
+    for tokens, goal, what in wanted:
         ratios = [float(row["ratio"]) for row in trained if row["tokens"] == tokens and row["K"] >= 4]
         if ratios:
-            goals.append(at_least(f"best K >= 4 at {tokens} tokens a step", wanted, max(ratios), "x"))
+            goals.append(at_least(what, goal, max(ratios), "x"))
     return goals
 
 

@@ -81,6 +81,9 @@ def packed_attention(
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float, scaling: float | None) -> Tensor:
     """[R, H, L, D] for queries [R, H, L, D], keys and values [R, Hkv, M, D]."""
+    shared = q.shape[1] // k.shape[1]
+    if shared > 1 and q.is_cuda:  # the one kernel there that takes fp32 without L x M numbers in memory takes no groups of heads
+        k, v = (torch.repeat_interleave(x, shared, dim=1) for x in (k, v))
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
     )
