@@ -7,7 +7,7 @@ examples. Timed are `step` calls alone: neither loading, nor admission, nor cont
 forward and backward and the head at predicted positions, each at the row count that suits it best, the knee. It leaves out
 low-rank updates, attention, norms and the optimizer, so 1.0 cannot be reached.
 Runs without Optuna and Ray, on a CPU or a GPU, with the threads of one engine. Does not know other frameworks.
-Cost: about 6 minutes for 135 million parameters on one core; `--quick` some seconds on a tiny model.
+Cost: about 20 minutes for 135 million parameters on one core (`--repeats 1`: 7); `--quick` some seconds on a tiny model.
 """
 
 from __future__ import annotations
