@@ -133,3 +133,16 @@ def test_what_was_probed_is_kept_and_read_again() -> None:
     assert again.passes.seconds(80) == pytest.approx(0.08)
     assert with_facts(made_speed(), {"points": []}) is None
     assert with_facts(made_speed(), {}) is None
+
+
+def test_only_decisions_with_a_cut_off_tell_how_many_a_rung_keeps() -> None:
+    asked = estimator(engines=2)
+    for number in range(3):
+        asked.started(spec(number))
+    too_few = Decision(1, Action.CONTINUE, "too few to judge", {"pruner": "halving", "cutoff": None})
+    stopped = Decision(2, Action.STOP, "not among the best", {"pruner": "halving", "cutoff": 0.5})
+    for number, decision in enumerate((GO, too_few, stopped)):
+        asked.reported(report(number, 8, 0.8, ReportKind.RUNG), decision)
+    history = asked._now()
+    assert history.reached == {8: 3}
+    assert history.judged == {8: (0, 1)}

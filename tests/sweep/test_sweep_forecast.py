@@ -150,6 +150,17 @@ def test_the_rest_of_a_study_is_forecast_from_its_own_rates() -> None:
     assert found.seconds.mid == pytest.approx(0.4 + 4 * 0.08)
 
 
+def test_trials_that_were_at_a_rung_before_are_compared_with() -> None:
+    """Four have passed the rung, too few to judge them: those to come are judged all the same, as the pruner will."""
+    begun = tuple(Begun(number, {"batch_size": 8, "epochs": 1.0}, 40) for number in range(4))
+    search = {"trials": 12, "pruner": "halving", "rungs": [0.1], "min_trials": 4}
+    known = forecast(world(search, history=History(started=4, begun=begun, reached={8: 4})), runs=60)
+    unknown = forecast(world(search, history=History(started=4, begun=begun)), runs=60)
+    assert known.pruned.mid >= 5
+    assert known.pruned.mid > unknown.pruned.mid
+    assert known.pruned.high <= 8
+
+
 def test_what_failed_before_may_fail_again() -> None:
     failing = History(started=10, ended=10, failed=5)
     found = forecast(world({"trials": 30}, history=failing), runs=60)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from sweeper.records import Action, Decision, Report, ReportKind, TrialSpec, TrialState
@@ -17,7 +18,7 @@ from sweeper.study.budget import Device
 from sweeper.study.plan import StudyPlan
 from sweeper.sweep.forecast.forecast import Forecast, Range, forecast
 from sweeper.sweep.forecast.observed import Observed
-from sweeper.sweep.forecast.outlook import Begun, Configurations, History
+from sweeper.sweep.forecast.outlook import Begun, Configurations, History, was_judged
 from sweeper.sweep.forecast.simulate import World
 from sweeper.sweep.forecast.speed import Speed
 
@@ -53,6 +54,7 @@ class Estimator:
         self._fresh: set[int] = set()  # running, not evaluated yet
         self._waiting = {trial.number: trial for trial in history.begun}
         self._judged = dict(history.judged)
+        self._reached = Counter(history.reached)
         self._started, self._ended, self._failed = history.started, history.ended, history.failed
         self._spent: dict[tuple[int, int], float] = {}
         self._workers: set[str] = set()
@@ -92,7 +94,10 @@ class Estimator:
             self._clock = self._clock or (time.monotonic(), sum(self._spent.values()))
             if report.kind is not ReportKind.PROGRESS:
                 self._fresh.discard(report.trial)
-            if report.kind is ReportKind.RUNG and report.trial:
+            if report.kind is ReportKind.RUNG:
+                self._reached[report.nominal] += 1
+            evidence = decision.evidence
+            if report.kind is ReportKind.RUNG and report.trial and was_judged(evidence.get("pruner"), evidence.get("cutoff")):
                 kept, gone = self._judged.get(report.nominal, (0, 0))
                 stopped = decision.action is Action.STOP
                 self._judged[report.nominal] = (kept + (not stopped), gone + stopped)
@@ -162,6 +167,7 @@ class Estimator:
             failed=self._failed,
             begun=(*begun, *self._waiting.values()),
             judged=dict(self._judged),
+            reached=dict(self._reached),
             driven=self._history.driven + time.monotonic() - self._began,
             device_seconds=self._history.device_seconds + sum(self._spent.values()),
         )

@@ -14,7 +14,7 @@ from dataclasses import replace
 from sweeper.records import Action, Report, ReportKind, TrialSpec, TrialState
 from sweeper.study.plan import StudyPlan
 from sweeper.study.read import StudyReader
-from sweeper.sweep.forecast.outlook import Begun, History, judged_of
+from sweeper.sweep.forecast.outlook import Begun, History, judged_of, was_judged
 from sweeper.sweep.forecast.speed import OBSERVED_SPREAD, Passes, Speed
 
 
@@ -82,13 +82,15 @@ def history_of(reader: StudyReader, plan: StudyPlan, frame: Speed, driven: float
         reached = [nominal for nominal in trial.evaluations if nominal <= trial.nominal]
         whole = sum(nominal in trial.rungs or nominal == trial.evaluations[-1] for nominal in reached)
         observed.read(trial.evaluate_seconds, whole * frame.full_rows + (len(reached) - whole) * frame.between_rows)
-    decided = [(one.nominal, one.action is Action.STOP) for one in reader.decisions(plan.name) if one.pruner and one.trial]
+    decisions = [one for one in reader.decisions(plan.name) if one.pruner and one.trial and was_judged(one.pruner, one.cutoff)]
+    decided = [(one.nominal, one.action is Action.STOP) for one in decisions]
     history = History(
         started=len(trials),
         ended=sum(trial.state.is_finished() for trial in trials),
         failed=sum(trial.state is TrialState.FAIL for trial in trials),
         begun=tuple(Begun(t.number, t.params, t.examples) for t in trials if not t.state.is_finished()),
         judged=judged_of(decided, plan.rungs),
+        reached={rung: sum(rung in trial.rungs and rung <= trial.nominal for trial in trials) for rung in plan.rungs},
         driven=driven,
         device_seconds=sum(trial.seconds for trial in trials),
         tried=tuple(trial.params for trial in trials),

@@ -10,7 +10,8 @@ The prior on learning curves. Nobody knows the real ones, so each trial's score 
 
 All trials improve alike, an early order E gives way to a final order F, and each evaluation has noise. Hyperparameters do not
 matter to the order, no trial fails or collapses, and `threshold` stops none, as the score has no scale. Where three trials or more
-of this study were judged at a rung, the share that it has kept there decides instead; where some have failed, as many fail.
+of this study were judged at a rung (not those that came while there were too few to judge), the share that it has kept there
+decides instead; where some have failed, as many fail. Trials that have been at a rung before are compared with, at drawn scores.
 
 Does not know time or engines. Cost: one draw of the study's sampler for each configuration known now, once; microseconds then.
 """
@@ -28,6 +29,7 @@ from sweeper.study.pruners import Curve, judge
 from sweeper.study.samplers import Sampling
 
 FEWEST_JUDGED = 3
+_NEED_OTHERS = ("halving", "median", "percentile")
 _DRAWN_AHEAD = 200
 _ENUMERATED = ("grid", "qmc", "random")
 
@@ -43,13 +45,14 @@ class Begun:
 
 @dataclass(frozen=True)
 class History:
-    """What a study knows from its own trials. `judged`: rung -> (kept, stopped)."""
+    """What a study knows from its own trials. `judged`: rung -> (kept, stopped); `reached`: rung -> trials that have been there."""
 
     started: int = 0  # trials there are, ended or not
     ended: int = 0
     failed: int = 0
     begun: tuple[Begun, ...] = ()
     judged: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    reached: Mapping[int, int] = field(default_factory=dict)
     driven: float = 0.0  # seconds of driver time so far, for search.time and search.budget
     device_seconds: float = 0.0
     tried: tuple[Mapping[str, ParamValue], ...] = ()
@@ -120,6 +123,16 @@ class Course:
         self._failing = chance.betavariate(history.failed, 1 + sound) if history.failed else 0.0
         self._every = plan.search.pruner == "patience"
         self._judged = plan.search.pruner not in ("none", "threshold")
+        self._remember(history)
+
+    def _remember(self, history: History) -> None:
+        """Curves of the trials that have been at rungs before, under numbers that no trial has."""
+        for index in range(max(history.reached.values(), default=0)):
+            number = -1 - index
+            there = [rung for rung, count in sorted(history.reached.items()) if index < count]
+            values = {rung: self._score(number, rung) for rung in there}
+            state = TrialState.COMPLETE if index < history.ended else TrialState.RUNNING
+            self._curves[number] = Curve(number, state, values)
 
     def fails_at(self, budget: int) -> float:
         """Examples after which the trial fails; infinite for most."""
@@ -148,6 +161,11 @@ class Course:
         early, late = self._orders.setdefault(number, (gauss(0, 1), gauss(0, 1)))
         x = min(1.0, nominal / self._plan.full)
         return self._sign * (3 * (1 - math.exp(-4 * x)) + (1 - x) * early + x * late + gauss(0, 0.15))
+
+
+def was_judged(pruner: object, cutoff: object) -> bool:
+    """Whether a decision at a rung tells how many it keeps: not where there were too few trials for a cut-off."""
+    return cutoff is not None or pruner not in _NEED_OTHERS
 
 
 def judged_of(decisions: Sequence[tuple[int, bool]], rungs: Sequence[int]) -> dict[int, tuple[int, int]]:
