@@ -18,6 +18,8 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
+from sweeper.engine.node import cores
+
 Build = Callable[[int], Any]
 """Makes a worker's object, given its number of threads; picklable."""
 
@@ -35,10 +37,10 @@ class Arrangement:
 
 def arrangements(gpus: int) -> list[Arrangement]:
     """The ways to share this machine: a process for each GPU; without one, all cores in one process, or one in each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    here = cores()
     if gpus > 0:
-        return [Arrangement(gpus, max(1, cores // gpus))]
-    return [Arrangement(1, cores), Arrangement(cores, 1)] if cores > 1 else [Arrangement(1, 1)]
+        return [Arrangement(gpus, max(1, here // gpus))]
+    return [Arrangement(1, here), Arrangement(here, 1)] if here > 1 else [Arrangement(1, 1)]
 
 
 def parse_arrangement(text: str) -> Arrangement:

@@ -13,15 +13,17 @@ Does not know Ray, studies or why a machine has so much memory; engines that sha
 
 from __future__ import annotations
 
+import json
 import math
 
 from sweeper.data.tokens import TokenSet
 from sweeper.engine.base import Capacity, EngineSetup
 from sweeper.engine.curve import NEAR, Curve
 from sweeper.engine.footprint import KEPT_FREE, Footprint, measure_footprint
-from sweeper.engine.knee import measured_curve
+from sweeper.engine.knee import base_key, measured_curve
 from sweeper.engine.lora_net import LoraNet
 from sweeper.engine.net import Net
+from sweeper.engine.node import cache_root, kept
 from sweeper.engine.room import room
 from sweeper.engine.workload import Workload, workload
 from sweeper.errors import DataError, ModelError
@@ -68,9 +70,16 @@ def _fitting(setup: EngineSetup, net: LoraNet, train: TokenSet, validation: Toke
 
 
 def keeps_rows_apart(setup: EngineSetup, net: Net) -> bool:
-    """Whether a trial's numbers do not depend on its neighbours to the bit where that is promised: CPU, fp32, one thread."""
+    """Whether a trial's numbers do not depend on its neighbours to the bit where that is promised: CPU, fp32, one thread.
+
+    Looked at once a node and model; see `steady.py`.
+    """
     promised = setup.device == "cpu" and setup.threads == 1 and setup.training.dtype == "fp32"
-    return not promised or not isinstance(net, LoraNet) or net.is_steady()
+    if not promised or not isinstance(net, LoraNet):
+        return True
+    path = cache_root() / "steady" / f"{base_key(setup, net)}.json"
+    steady: bool = kept(path, lambda text: bool(json.loads(text)), net.is_steady, json.dumps)
+    return steady
 
 
 def usable(setup: EngineSetup, footprint: Footprint) -> int:

@@ -70,16 +70,14 @@ class TrialEngine:
 
     def _measure_capacity(self) -> Capacity:
         """What the setup says; what it leaves open is measured, where more than one trial may share the model."""
-        setup, micro_tokens = self._setup, self._setup.micro_tokens or self._chunk_tokens
-        if setup.slots == 0 and self._net.most_slots == 1:
-            return Capacity(1, micro_tokens, reason="this kind of trial needs the model for itself")
-        if setup.slots > 0:
-            # Where tokens are given too, and no order asks for them, a killed engine is followed, whose rows were looked at; memory
-            # may be short for the moment, and the sweep is to go on.
-            if setup.micro_tokens is None or setup.deterministic:
-                require_room(setup, self._net, self._train_data, self._validation.data)
-            return Capacity(setup.slots, micro_tokens)
-        return plan_capacity(setup, self._net, self._train_data, self._validation.data)
+        setup = self._setup
+        if setup.slots == 0:
+            return plan_capacity(setup, self._net, self._train_data, self._validation.data)
+        # Where tokens are given too, and no order asks for them, a killed engine is followed, whose rows were looked at; memory
+        # may be short for the moment, and the sweep is to go on.
+        if setup.micro_tokens is None or setup.deterministic:
+            require_room(setup, self._net, self._train_data, self._validation.data)
+        return Capacity(setup.slots, setup.micro_tokens or self._chunk_tokens)
 
     def capacity(self) -> Capacity:
         return self._capacity

@@ -35,7 +35,7 @@ from sweeper.engine.base import EngineSetup
 from sweeper.engine.head import SLICE
 from sweeper.engine.knee import work_key
 from sweeper.engine.lora_net import LoraNet
-from sweeper.engine.node import cache_root, keep
+from sweeper.engine.node import cache_root, kept
 from sweeper.engine.packed import Chunk
 from sweeper.engine.params import Params
 from sweeper.engine.workload import Workload, slice_of
@@ -119,13 +119,13 @@ def heaviest(setup: EngineSetup, net: LoraNet, params: Params) -> Params:
 
 def _kept_pass(setup: EngineSetup, net: LoraNet, work: Workload) -> tuple[float, float]:
     path = cache_root() / "footprints" / f"{work_key(setup, net, work)}.json"
-    try:
-        fixed, token = json.loads(path.read_text())
-        return float(fixed), float(token)
-    except (OSError, ValueError, TypeError):
-        found = measure_pass(net, work)
-        keep(path, json.dumps(found))
-        return found
+    found: tuple[float, float] = kept(path, _pass_bytes, lambda: measure_pass(net, work), json.dumps)
+    return found
+
+
+def _pass_bytes(text: str) -> tuple[float, float]:
+    fixed, token = json.loads(text)
+    return float(fixed), float(token)
 
 
 def measure_pass(net: LoraNet, work: Workload) -> tuple[float, float]:

@@ -21,7 +21,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ import transformers
 from sweeper.engine.base import EngineSetup
 from sweeper.engine.curve import FORMAT, NEAR, Curve
 from sweeper.engine.lora_net import LoraNet
-from sweeper.engine.node import cache_root, keep, locked
+from sweeper.engine.node import cache_root, kept
 from sweeper.engine.workload import Workload, slice_of
 
 FEWEST = 16
@@ -46,17 +45,7 @@ Pass = Callable[[], None]
 def measured_curve(setup: EngineSetup, net: LoraNet, work: Workload, most: int) -> Curve:
     """The node's curve for this kind of work, measured now (up to `most` tokens a pass) where there is none yet."""
     path = cache_root() / "knees" / f"{work_key(setup, net, work)}.json"
-    with suppress(OSError, ValueError):
-        return Curve.from_json(path.read_text())
-    try:
-        with locked(path.with_suffix(".lock")):
-            with suppress(OSError, ValueError):
-                return Curve.from_json(path.read_text())
-            curve = measure_curve(net, work, most)
-            keep(path, curve.to_json())
-            return curve
-    except OSError:
-        return measure_curve(net, work, most)
+    return kept(path, Curve.from_json, lambda: measure_curve(net, work, most), Curve.to_json)
 
 
 def measure_curve(net: LoraNet, work: Workload, most: int, seconds: float = SECONDS) -> Curve:
@@ -109,20 +98,35 @@ def take_turns(
 
 def work_key(setup: EngineSetup, net: LoraNet, work: Workload) -> str:
     """32 hex digits that stand for all that a pass of such work depends on. Lengths of rows count by their power of two."""
-    training = setup.training
-    facts: dict[str, Any] = {
+    return _digest(
+        {
+            **_base_facts(setup, net),
+            "depth": net.depth,
+            "checkpointing": setup.training.gradient_checkpointing,
+            "adapter": [work.params.rank, work.params.targets, work.params.dropout > 0],
+            "work": [round(work.row_tokens).bit_length(), work.batch, work.chunk_tokens],
+        }
+    )
+
+
+def base_key(setup: EngineSetup, net: LoraNet) -> str:
+    """The same for the products of the frozen model alone."""
+    return _digest(_base_facts(setup, net))
+
+
+def _base_facts(setup: EngineSetup, net: LoraNet) -> dict[str, Any]:
+    return {
         "format": FORMAT,
         "device": _device_name(setup.device),
         "threads": setup.threads,
         "config": {key: value for key, value in net.packed.model.config.to_dict().items() if not key.startswith("_")},
-        "dtype": training.dtype,
-        "base": training.base,
-        "depth": net.depth,
-        "checkpointing": training.gradient_checkpointing,
-        "adapter": [work.params.rank, work.params.targets, work.params.dropout > 0],
-        "work": [round(work.row_tokens).bit_length(), work.batch, work.chunk_tokens],
+        "dtype": setup.training.dtype,
+        "base": setup.training.base,
         "versions": [torch.__version__, transformers.__version__],
     }
+
+
+def _digest(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 

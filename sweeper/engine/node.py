@@ -8,11 +8,14 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from sweeper.engine.groups import group_folders
+
+T = TypeVar("T")
 
 
 def cores() -> int:
@@ -51,6 +54,24 @@ def keep(path: Path, text: str) -> None:
         os.replace(file.name, path)
     except OSError:
         return
+
+
+def kept(path: Path, read: Callable[[str], T], make: Callable[[], T], write: Callable[[T], str]) -> T:
+    """What was made once on this node and lies in `path`; made now where it is not there, or `read` raises ValueError or TypeError.
+
+    Of engines that start together one makes it, and the others wait for what it found.
+    """
+    wrong = (OSError, ValueError, TypeError)
+    with suppress(*wrong):
+        return read(path.read_text())
+    with ExitStack() as held:
+        with suppress(OSError):
+            held.enter_context(locked(path.with_suffix(".lock")))
+        with suppress(*wrong):
+            return read(path.read_text())
+        made = make()
+        keep(path, write(made))
+        return made
 
 
 @contextmanager

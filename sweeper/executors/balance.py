@@ -45,12 +45,17 @@ class Load:
         return self.staying + sum(left.examples for left in self.movable.values())
 
 
+def emptiest(loads: Sequence[Load]) -> int | None:
+    """The index of the engine with a free slot that has the least left; None where all are full."""
+    roomy = [index for index, load in enumerate(loads) if load.free > 0]
+    return min(roomy, key=lambda index: (loads[index].examples, index), default=None)
+
+
 def best_move(loads: Sequence[Load]) -> tuple[int, int] | None:
     """The trial to move and the index of the engine that it goes to; None where no move is worth its cost."""
-    roomy = [index for index, load in enumerate(loads) if load.free > 0]
-    if not roomy:
+    target = emptiest(loads)
+    if target is None:
         return None
-    target = min(roomy, key=lambda index: (loads[index].examples, index))
     fullest = max(loads, key=lambda load: load.examples)
     least, most = loads[target].examples, fullest.examples
 

@@ -119,7 +119,7 @@ def calls_for_engine(decision: Decision, parked: bool) -> bool:
     return decision.action in (Action.STOP, Action.PAUSE) or (decision.action is Action.CONTINUE and parked)
 
 
-class Teller:
+class SourceGuard:
     """Calls a source, and notes that it failed, so that nothing more is told to it."""
 
     def __init__(self) -> None:
@@ -164,7 +164,7 @@ class _Drive:
         self._hungry = True  # something happened since the source last said Wait
         self._asked = 0.0
         self._most: int | None = None  # trials at once, where memory had no room for one more
-        self._tell = Teller()
+        self._tell = SourceGuard()
 
     def run(self) -> None:
         if self._sharing.packs():

@@ -28,13 +28,13 @@ import ray
 from sweeper.engine.base import Ended, EngineSetup, Event
 from sweeper.errors import ResourceError
 from sweeper.executors.actor import Limits, Message, halved
-from sweeper.executors.balance import Moves, best_move
+from sweeper.executors.balance import Moves, best_move, emptiest
 from sweeper.executors.base import (
     ASK_SECONDS,
     IDLE_SECONDS,
     EngineFactory,
     Sharing,
-    Teller,
+    SourceGuard,
     Unwatched,
     Watch,
     calls_for_engine,
@@ -149,7 +149,7 @@ class _Fleet:
         self._hungry = True
         self._asked = 0.0
         self._heard = time.monotonic()
-        self._tell = Teller()
+        self._tell = SourceGuard()
 
     def run(self) -> None:
         try:
@@ -368,7 +368,9 @@ class _Fleet:
         trial, reached = engine.inside[paused.trial], engine.reached[paused.trial]
         late = engine.take(paused.trial)
         self._moves.left(paused)
-        target = min((e for e in self._engines if e.free > 0), key=lambda e: (e.load().examples, e.index))
+        place = emptiest([other.load() for other in self._engines])
+        assert place is not None  # the slot that it left is free
+        target = self._engines[place]
         target.give(replace(trial, resume_from=paused.outcome.checkpoint), reached)
         for decision in late:
             target.tell(decision)

@@ -130,7 +130,7 @@ class RemoteEngine:
     def take(self, trial: int) -> list[Decision]:
         """Lets go of a trial that was told to pause: the decisions that came too late for it here."""
         late = [decision for decision in self._decisions if decision.trial == trial]
-        self.forget(trial)
+        self._forget(trial)
         return late
 
     def note(self, event: Report | Ended) -> None:
@@ -140,9 +140,9 @@ class RemoteEngine:
             if event.kind is ReportKind.RUNG:
                 self.parked.add(event.trial)
             return
-        self.forget(event.trial)
+        self._forget(event.trial)
 
-    def forget(self, trial: int) -> None:
+    def _forget(self, trial: int) -> None:
         """The trial is in no slot here any more."""
         self.inside.pop(trial, None)
         self.reached.pop(trial, None)

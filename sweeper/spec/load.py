@@ -7,7 +7,6 @@ Does not know whether files, models or databases exist. Cost: milliseconds.
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -74,7 +73,7 @@ def _checked(raw: dict[str, Any]) -> tuple[SweepSpec | None, list[Problem]]:
 
 def _read(source: FilePath | str | Mapping[str, Any]) -> tuple[dict[str, Any], dict[Path, int], str]:
     if isinstance(source, Mapping):
-        return _text_keys(copy.deepcopy(dict(source))), {}, "spec"
+        return _text_keys(source), {}, "spec"
     name = "spec"
     if isinstance(source, FilePath) or "\n" not in source:
         name = str(source)
@@ -93,7 +92,7 @@ def _read(source: FilePath | str | Mapping[str, Any]) -> tuple[dict[str, Any], d
 
 
 def _text_keys(value: Any) -> Any:
-    """`value` with every key as text, as the keys of a YAML file are read."""
+    """A copy of `value` with every key as text, as the keys of a YAML file are read."""
     if isinstance(value, Mapping):
         return {str(key): _text_keys(item) for key, item in value.items()}
     return [_text_keys(item) for item in value] if isinstance(value, list) else value

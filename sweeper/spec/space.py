@@ -115,6 +115,13 @@ def read_dimension(raw: Any) -> FloatDimension | IntDimension | ValuesDimension:
     return _DIMENSION.validate_python(raw)
 
 
+def highest(dimension: Dimension | None) -> list[Value]:
+    """The values that a key may have, or the highest of its range; none where it is not searched."""
+    if dimension is None:
+        return []
+    return list(dimension.values) if isinstance(dimension, ValuesDimension) else [dimension.high]
+
+
 def contains(dimension: Dimension, value: Value) -> bool:
     """Whether a trial may be given `value` for this dimension: of its type, within its bounds, and on its steps."""
     if isinstance(dimension, ValuesDimension):

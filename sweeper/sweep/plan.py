@@ -18,7 +18,7 @@ from sweeper.engine.room import free_bytes
 from sweeper.records import ParamValue
 from sweeper.spec.check_space import largest
 from sweeper.spec.load import load_spec
-from sweeper.spec.space import Dimension, ValuesDimension
+from sweeper.spec.space import Dimension, highest
 from sweeper.study.budget import Device
 from sweeper.study.plan import StudyPlan
 from sweeper.sweep.forecast.forecast import Forecast, Range, forecast
@@ -147,8 +147,7 @@ def _largest(plan: StudyPlan) -> Mapping[str, ParamValue]:
 
 
 def _top(dimension: Dimension, default: ParamValue) -> ParamValue:
-    values = dimension.values if isinstance(dimension, ValuesDimension) else [dimension.high]
-    return max((value for value in (*values, default) if isinstance(value, int | float)), default=default)
+    return max((value for value in (*highest(dimension), default) if isinstance(value, int | float)), default=default)
 
 
 def _memory(ready: Prepared, found: Probe | None, speed: Speed) -> Memory:

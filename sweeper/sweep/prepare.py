@@ -26,7 +26,7 @@ from sweeper.spec.check_space import largest, largest_batch
 from sweeper.spec.identity import Identity, document, identity
 from sweeper.spec.metrics import METRICS, is_function
 from sweeper.spec.models import SweepSpec, TrainingSpec
-from sweeper.spec.space import Value, ValuesDimension
+from sweeper.spec.space import highest
 from sweeper.study.budget import Device
 from sweeper.study.plan import StudyPlan, plan_study
 from sweeper.study.read import StudyReader
@@ -79,8 +79,10 @@ class Prepared:
             full_examples=self.plan.full,
             rungs=max(1, len(self.plan.rungs)),
             largest_rank=largest(spec, "rank", spec.training.rank),
-            largest_dropout=max([spec.training.dropout, *(v for v in _ends(spec, "dropout") if isinstance(v, float | int))]),
-            searched_targets=tuple(str(v) for v in _ends(spec, "targets")),
+            largest_dropout=max(
+                [spec.training.dropout, *(v for v in highest(spec.space.get("dropout")) if isinstance(v, float | int))]
+            ),
+            searched_targets=tuple(str(v) for v in highest(spec.space.get("targets"))),
             device=device(spec),
             base_name=spec.model.name if _on_hub(spec.model.name) else str(self.model),
         )
@@ -181,14 +183,6 @@ def model_fingerprint(model: Path) -> str:
     return digest.hexdigest()
 
 
-def _ends(spec: SweepSpec, key: str) -> list[Value]:
-    """The values that a searched `key` may have, or the highest of its range; none where it is not searched."""
-    dimension = spec.space.get(key)
-    if dimension is None:
-        return []
-    return list(dimension.values) if isinstance(dimension, ValuesDimension) else [dimension.high]
-
-
 def _on_hub(name: str) -> bool:
     return not name.endswith(".gguf") and not Path(name).expanduser().exists()
 
@@ -222,7 +216,7 @@ def _training(
         trust_remote_code=spec.model.trust_remote_code,
         notice=notice,
         data=bundle.train,
-        searched_targets=[str(targets) for targets in _ends(spec, "targets")],
+        searched_targets=[str(targets) for targets in highest(spec.space.get("targets"))],
     )
     return training.model_copy(update={"max_length": bundle.max_length})
 

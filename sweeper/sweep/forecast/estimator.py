@@ -96,11 +96,14 @@ class Estimator:
                 self._fresh.discard(report.trial)
             if report.kind is ReportKind.RUNG:
                 self._reached[report.nominal] += 1
-            evidence = decision.evidence
-            if report.kind is ReportKind.RUNG and report.trial and was_judged(evidence.get("pruner"), evidence.get("cutoff")):
-                kept, gone = self._judged.get(report.nominal, (0, 0))
-                stopped = decision.action is Action.STOP
-                self._judged[report.nominal] = (kept + (not stopped), gone + stopped)
+                self._note_rung(report, decision)
+
+    def _note_rung(self, report: Report, decision: Decision) -> None:
+        evidence = decision.evidence
+        if report.trial and was_judged(evidence.get("pruner"), evidence.get("cutoff")):
+            kept, gone = self._judged.get(report.nominal, (0, 0))
+            stopped = decision.action is Action.STOP
+            self._judged[report.nominal] = (kept + (not stopped), gone + stopped)
 
     def ended(self, trial: int, state: TrialState) -> None:
         """A trial left the executor."""
