@@ -114,11 +114,13 @@ def test_targets_that_share_a_position_have_the_bits_of_a_position_each() -> Non
 def test_dropout_masks_drop_the_share_they_say_and_repeat_by_seed() -> None:
     level = dropout_level(0.1)
     mask = keep_mask(1000, 999, [Drop(0, 1000, level, 5)], torch.device("cpu"))
+    assert set(mask.unique().tolist()) == {0, 1}
     assert 1 - mask.float().mean().item() == pytest.approx(level / 256, abs=2e-3)
     assert torch.equal(mask, keep_mask(1000, 999, [Drop(0, 1000, level, 5)], torch.device("cpu")))
     assert not torch.equal(mask, keep_mask(1000, 999, [Drop(0, 1000, level, 6)], torch.device("cpu")))
     beside = keep_mask(1100, 999, [Drop(0, 60, 200, 9), Drop(60, 1060, level, 5)], torch.device("cpu"))
     assert torch.equal(mask, beside[60:1060])
+    assert 1 - beside[:60].float().mean().item() == pytest.approx(200 / 256, abs=1e-2)
     assert (dropout_level(0.0), dropout_level(1e-4), dropout_level(0.9999)) == (0, 1, 255)
 
 
