@@ -73,7 +73,7 @@ def keep_mask(rows: int, inputs: int, drops: Sequence[Drop], device: torch.devic
     generator = torch.Generator(device=device)
     for drop in drops:
         words[drop.start : drop.end].random_(-(2**63), 2**63 - 1, generator=generator.manual_seed(drop.seed))
-        F.threshold_(drawn[drop.start : drop.end], drop.level - 1, 0)
+        F.threshold(drawn[drop.start : drop.end], drop.level - 1, 0, inplace=True)
     return drawn.clamp_(max=1)[:, :inputs]
 
 
