@@ -2,10 +2,9 @@
 
 How many. Evaluation may cost at most `evaluate.share` of training, and every trial must read the same rows at the same nominal
 number, so the count follows from the study alone, never from a clock. Costs are counted in tokens of a forward pass; a training
-token costs three (forward, and twice that backward). With LoRA it costs nearer two, as frozen weights have no gradient, so that a
-share is half as large again in time as it says:
+token costs three (forward, and twice that backward), with LoRA two, as frozen weights have no gradient:
 
-    R = share * 3 * full_examples * (tokens per training row) / (tokens per validation row)
+    R = share * (2 or 3) * full_examples * (tokens per training row) / (tokens per validation row)
                                           rows that may be read in a full budget
     N = ceil(full_examples / every)       evaluations in it; M = rungs + 1 of them are at rungs or final
 
@@ -41,6 +40,7 @@ from sweeper.engine.scheduler import Work
 from sweeper.errors import DataError
 
 FEWEST = 32
+_PRODUCTS = {"lora": 2, "full": 3}  # a token in training, in tokens of a forward pass
 _DECODE_ROWS = 16  # rows of a trial decoded at once: enough to fill the matrix products, few enough to answer soon
 _CACHED = 8  # tokens in a decoding cache take no more memory than one in training
 
@@ -59,7 +59,7 @@ def plan(setup: EngineSetup, train: TokenInfo, validation: TokenInfo) -> Plan:
     every = setup.evaluate.every or max(1, -(-setup.full_examples // 10))
     evaluations = max(1, -(-setup.full_examples // every))
     special = min(evaluations, setup.rungs + 1)
-    training = 3 * setup.full_examples * train.tokens / max(1, train.rows)
+    training = _PRODUCTS[setup.training.method] * setup.full_examples * train.tokens / max(1, train.rows)
     readable = setup.evaluate.share * training / _row_cost(setup, validation)
 
     def clamp(count: float) -> int:

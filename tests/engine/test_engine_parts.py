@@ -148,21 +148,23 @@ def info(rows: int, tokens_per_row: int) -> TokenInfo:
 @pytest.mark.parametrize("share", [0.05, 0.2, 1.0])
 @pytest.mark.parametrize("rungs", [0, 1, 3])
 @pytest.mark.parametrize("at", ["last", "best"])
-def test_evaluation_costs_at_most_its_share(world: World, share: float, rungs: int, at: str) -> None:
-    setup = world.setup(full_examples=8000, evaluate=EvaluateSpec(every=800, share=share), rungs=rungs, at=at)
+@pytest.mark.parametrize(("method", "products"), [("lora", 2), ("full", 3)])
+def test_evaluation_costs_at_most_its_share(world: World, share: float, rungs: int, at: str, method: str, products: int) -> None:
+    evaluate = EvaluateSpec(every=800, share=share)
+    setup = world.setup(full_examples=8000, evaluate=evaluate, rungs=rungs, at=at, training={"method": method})
     counts = plan(setup, info(8000, 30), info(5000, 30))
     special = rungs + 1
     forward_tokens = (counts.full * special + counts.between * (10 - special)) * 31
-    assert forward_tokens <= share * 3 * 8000 * 30 * 1.01
+    assert forward_tokens <= share * products * 8000 * 30 * 1.01
     assert 32 <= counts.between <= counts.full <= 5000
     assert at == "last" or counts.between == counts.full
 
 
 def test_evaluation_reads_all_rows_where_it_can_and_few_where_told(world: World) -> None:
-    setup = world.setup(full_examples=8000, evaluate=EvaluateSpec(every=800, share=0.2))
+    setup = world.setup(full_examples=8000, evaluate=EvaluateSpec(every=800, share=0.3))
     assert plan(setup, info(8000, 30), info(200, 30)).full == 200
     assert plan(setup, info(8000, 30), info(200, 30)).between == 200
-    told = world.setup(full_examples=8000, evaluate=EvaluateSpec(every=800, share=0.2, rows=50))
+    told = world.setup(full_examples=8000, evaluate=EvaluateSpec(every=800, share=0.3, rows=50))
     assert plan(told, info(8000, 30), info(200, 30)).between == 50
 
 
