@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,34 @@ def test_the_levels_of_nf4_are_kept_exactly_and_zeros_stay_zero() -> None:
     assert torch.equal(Int8(steps, None).dense(), steps)
     for kind in STORED:
         assert torch.equal(kind(torch.zeros(4, 64), None).dense(), torch.zeros(4, 64))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 16, 250, 257, 300])
+def test_a_product_in_bf16_is_that_of_its_rows_alone_however_they_are_filled_up(rows: int) -> None:
+    torch.manual_seed(0)
+    weight, bias = (0.02 * torch.randn(96, 64)).bfloat16(), torch.randn(96)
+    half = HalfDense(weight, bias)
+    x, dy = torch.randn(rows, 64), torch.randn(rows, 96)
+    whole = weight.double()
+    torch.testing.assert_close(half.forward(x).double(), x.bfloat16().double() @ whole.t() + bias, atol=0.02, rtol=0.01)
+    torch.testing.assert_close(half.input_gradient(dy).double(), dy.bfloat16().double() @ whole, atol=0.02, rtol=0.01)
+    assert half.forward(x).is_contiguous()
+
+
+def test_passes_of_any_number_of_rows_leave_nothing_behind_in_bf16() -> None:
+    """What multiplies bf16 keeps a kernel for every number of rows; 200 of them would take 200 MB and more."""
+    half = HalfDense((0.02 * torch.randn(1536, 576)).bfloat16(), None)
+    half.forward(torch.randn(99, 576))
+    before = resident()
+    for rows in range(100, 300):
+        half.forward(torch.randn(rows, 576))
+        half.input_gradient(torch.randn(rows, 1536))
+    assert resident() - before < 100e6
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def test_one_large_weight_costs_its_own_row_or_block_only() -> None:
