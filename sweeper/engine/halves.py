@@ -17,13 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from sweeper.engine.frozen import few_sizes
+
 
 class HalfLinear(nn.Linear):
     """fp32 in and out, bf16 weights; the bias, if any, is fp32."""
 
     def forward(self, input: Tensor) -> Tensor:
         """input [..., in] -> [..., out]."""
-        y = F.linear(input.to(self.weight.dtype), self.weight).float()
+        y = _product(input, self.weight)
         return y if self.bias is None else y + self.bias
 
 
@@ -32,9 +34,17 @@ class HalfConv1D(Conv1D):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
-        y = F.linear(x.to(self.weight.dtype), self.weight.t()).float()
         bias: Tensor = self.bias
-        return y + bias
+        return _product(x, self.weight.t()) + bias
+
+
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., in] times the transpose of weight [out, in] in its dtype, as fp32 [..., out]."""
+    rows = x.to(weight.dtype).flatten(0, -2)
+    count = rows.shape[0]
+    if x.device.type == "cpu":
+        rows = F.pad(rows, (0, 0, 0, few_sizes(count) - count))
+    return F.linear(rows, weight)[:count].float().reshape(*x.shape[:-1], -1)
 
 
 _HALVES: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: HalfLinear, Conv1D: HalfConv1D}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from sweeper.engine.frozen import Dense, FrozenLinear, HalfDense, Int8, Nf4, freeze
+from sweeper.engine.halves import halve
 from sweeper.engine.predict import Predictor
 from sweeper.errors import ModelError
 from tests.engine.engine_world import LABEL_IDS, World, drive, trial
@@ -67,14 +69,31 @@ def test_a_product_in_bf16_is_that_of_its_rows_alone_however_they_are_filled_up(
     assert half.forward(x).is_contiguous()
 
 
-def test_passes_of_any_number_of_rows_leave_nothing_behind_in_bf16() -> None:
-    """What multiplies bf16 keeps a kernel for every number of rows; 200 of them would take 200 MB and more."""
-    half = HalfDense((0.02 * torch.randn(1536, 576)).bfloat16(), None)
-    half.forward(torch.randn(99, 576))
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_passes_of_any_number_of_rows_leave_nothing_behind_in_bf16(method: str) -> None:
+    """What multiplies bf16 keeps a kernel for every number of rows; 200 of them took 300 MB."""
+    linear = nn.Linear(576, 1536, bias=False).requires_grad_(method == "full")
+    model = SimpleNamespace(
+        get_output_embeddings=lambda: None,
+        named_modules=lambda: [("up_proj", linear)],
+        parameters=linear.parameters,
+        buffers=linear.buffers,
+    )
+    halve(model)
+    frozen = HalfDense(linear.weight.detach(), None)
+
+    def run(rows: int) -> None:
+        x, dy = torch.randn(rows, 576), torch.randn(rows, 1536)
+        if method == "full":
+            linear(x.requires_grad_()).backward(dy)
+        else:
+            frozen.forward(x)
+            frozen.input_gradient(dy)
+
+    run(99)
     before = resident()
     for rows in range(100, 300):
-        half.forward(torch.randn(rows, 576))
-        half.input_gradient(torch.randn(rows, 1536))
+        run(rows)
     assert resident() - before < 100e6
 
 
