@@ -106,6 +106,20 @@ class Timed:
     ended: float = 0.0
     reports: int = 0
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is asked or told together shares the time that it takes to keep it."""
+        before = {kind: len(values) for kind, values in self.seconds.items()}
+        with self.inner.together():
+            yield
+            since = time.perf_counter()
+        took = time.perf_counter() - since
+        new = [(values, index) for kind, values in self.seconds.items() for index in range(before.get(kind, 0), len(values))]
+        for values, index in new:
+            values[index] += took / len(new)
+        if len(self.seconds["end"]) > before.get("end", 0):
+            self.ended = time.perf_counter()
+
     def next_trial(self) -> TrialSpec | Wait | Done:
         """Asks."""
         self.began = self.began or time.perf_counter()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -170,6 +171,11 @@ class Outcome:
 
 class TrialSource(Protocol):
     """Where an executor's trials come from and where its news goes. All calls come from one thread; none blocks for long."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Inside it, what is asked and told is kept at once, when it is left: nothing that the source answered may be acted on
+        before. If leaving it raises, none of it was asked or told."""
+        ...
 
     def next_trial(self) -> TrialSpec | Wait | Done:
         """The next trial to train; Wait: nothing now, ask after the next event; Done: never again."""

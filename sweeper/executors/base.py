@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
@@ -136,6 +136,19 @@ class SourceGuard:
             raise
 
 
+def tell_all(source: TrialSource, events: Sequence[Event]) -> list[tuple[Event, Decision | None]]:
+    """Tells a source what happened, all of it together; each event with what was decided on it, once the source has kept it."""
+    answers: list[tuple[Event, Decision | None]] = []
+    with source.together():
+        for event in events:
+            if isinstance(event, Report):
+                answers.append((event, source.on_report(event)))
+            else:
+                source.on_end(event.trial, event.outcome)
+                answers.append((event, None))
+    return answers
+
+
 def drive(engine: Engine, source: TrialSource, capacity: Capacity | None = None, watch: Watch | None = None) -> None:
     """Trains with one engine until the source is Done and every trial has ended. `watch` is told of its `capacity`.
 
@@ -225,25 +238,22 @@ class _Drive:
             self._drain()
 
     def _drain(self) -> None:
-        """Hands on every event; each leaves the queue once it was told, so that an interrupt in between loses none."""
+        """Hands on every event; they leave the queue once the source has kept them, so that an interrupt in between loses none."""
         while self._events:
-            event = self._events[0]
-            if isinstance(event, Report):
-                self._report(event)
-            else:
-                self._end(event)
+            for event, decision in self._tell(lambda: tell_all(self._source, list(self._events))):
+                self._events.popleft()
+                if isinstance(event, Ended):
+                    self._end(event)
+                elif decision is not None:
+                    self._report(event, decision)
 
-    def _report(self, report: Report) -> None:
-        decision = self._tell(lambda: self._source.on_report(report))
-        self._events.popleft()
+    def _report(self, report: Report, decision: Decision) -> None:
         if report.kind is ReportKind.RUNG:
             self._parked.add(report.trial)
         self._hungry = self._hungry or report.kind is not ReportKind.PROGRESS
         self._obey(decision, report.trial)
 
     def _end(self, event: Ended) -> None:
-        self._tell(lambda: self._source.on_end(event.trial, event.outcome))
-        self._events.popleft()
         self._inside.discard(event.trial)
         self._parked.discard(event.trial)
         self._hungry = True

@@ -29,11 +29,11 @@ from ray.tune.search import Searcher
 
 from sweeper.engine.base import Ended
 from sweeper.errors import ResourceError
-from sweeper.executors.base import ASK_SECONDS, calls_for_engine
+from sweeper.executors.base import ASK_SECONDS, calls_for_engine, tell_all
 from sweeper.executors.interrupt import Interrupts
 from sweeper.executors.plan import user_error
 from sweeper.executors.worker import MESSAGE, Message
-from sweeper.records import Done, Ending, Outcome, ReportKind, TrialSource, TrialSpec, Wait
+from sweeper.records import Done, Ending, Outcome, Report, ReportKind, TrialSource, TrialSpec, Wait
 
 PREEMPT_SECONDS = 60.0
 """How long workers may take to finish a micro-step and write their last checkpoints."""
@@ -192,10 +192,12 @@ class Bridge:
         for event in message.events:
             if isinstance(event, Ended):
                 stay.outcome = event.outcome
-                continue
-            stay.parked = stay.parked or event.kind is ReportKind.RUNG
-            with self._asking():
-                self._obey(stay, self._source.on_report(event))
+        reports = [event for event in message.events if isinstance(event, Report)]
+        with self._asking():
+            for report, decision in tell_all(self._source, reports):
+                if isinstance(report, Report) and decision is not None:
+                    stay.parked = stay.parked or report.kind is ReportKind.RUNG
+                    self._obey(stay, decision)
 
     def _steer(self) -> None:
         self._asked = time.monotonic()

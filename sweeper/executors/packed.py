@@ -38,6 +38,7 @@ from sweeper.executors.base import (
     Unwatched,
     Watch,
     calls_for_engine,
+    tell_all,
     trial_engine,
 )
 from sweeper.executors.cluster import Room, cluster
@@ -278,24 +279,25 @@ class _Fleet:
     # The source.
 
     def _drain(self) -> None:
-        """Hands on every event; each leaves the queue once it was told, so that an interrupt in between loses none."""
+        """Hands on every event; they leave the queue once the source has kept them, so that an interrupt in between loses none."""
         while self._events:
-            engine, event = self._events[0]
-            if isinstance(event, Report):
-                self._report(engine, event)
-            elif self._moves.is_move(event):
+            said = list(self._events)
+            news = [event for _, event in said if isinstance(event, Report) or not self._moves.is_move(event)]
+            told = deque(self._tell(lambda: tell_all(self._source, news)))  # noqa: B023  called at once
+            for engine, event in said:
                 self._events.popleft()
-                self._move(event, engine)
-            else:
-                self._tell(lambda ended=event: self._source.on_end(ended.trial, ended.outcome))  # type: ignore[misc]
-                self._events.popleft()
-                self._moves.ended(event.trial)
-                engine.note(event)
-                self._hungry = True
+                decision = told.popleft()[1] if told and told[0][0] is event else None
+                if isinstance(event, Report):
+                    assert decision is not None
+                    self._report(engine, event, decision)
+                elif self._moves.is_move(event):
+                    self._move(event, engine)
+                else:
+                    self._moves.ended(event.trial)
+                    engine.note(event)
+                    self._hungry = True
 
-    def _report(self, engine: RemoteEngine, report: Report) -> None:
-        decision = self._tell(lambda: self._source.on_report(report))
-        self._events.popleft()
+    def _report(self, engine: RemoteEngine, report: Report, decision: Decision) -> None:
         engine.note(report)
         self._hungry = self._hungry or report.kind is not ReportKind.PROGRESS
         self._obey(decision, engine)
@@ -339,17 +341,28 @@ class _Fleet:
         return Sharing(tuple(engine.capacity for engine in self._engines if engine.capacity is not None), self._most)
 
     def _hand_out(self) -> None:
-        while not self._done and self._hungry:
-            engine = min((e for e in self._engines if e.free > 0), key=lambda e: (len(e.inside), e.index), default=None)
-            if engine is None:
-                return
-            answer = self._tell(self._source.next_trial)
-            if isinstance(answer, Done):
-                self._done = True
-            elif isinstance(answer, Wait):
-                self._hungry = False
-            else:
-                engine.give(answer)
+        if not self._done and self._hungry and any(engine.free > 0 for engine in self._engines):
+            for engine, trial in self._tell(self._ask):
+                engine.give(trial)
+
+    def _ask(self) -> list[tuple[RemoteEngine, TrialSpec]]:
+        """Trials for the slots that are free, each for the engine with the fewest."""
+        found: list[tuple[RemoteEngine, TrialSpec]] = []
+        free = {engine.index: engine.free for engine in self._engines}
+        inside = {engine.index: len(engine.inside) for engine in self._engines}
+        with self._source.together():
+            while not self._done and self._hungry and any(free.values()):
+                engine = min((e for e in self._engines if free[e.index] > 0), key=lambda e: (inside[e.index], e.index))
+                answer = self._source.next_trial()
+                if isinstance(answer, Done):
+                    self._done = True
+                elif isinstance(answer, Wait):
+                    self._hungry = False
+                else:
+                    found.append((engine, answer))
+                    free[engine.index] -= 1
+                    inside[engine.index] += 1
+        return found
 
     def _balance(self) -> None:
         """Has one trial leave for an engine with less to do; the source never hears of it."""

@@ -16,9 +16,7 @@ import sqlalchemy as sa
 from sweeper.records import Outcome, Report
 from sweeper.spec.models import BudgetSpec
 from sweeper.study.tables import RUNS
-
-Attempt = tuple[int, int]
-"""Number of a trial, and how often it was started before."""
+from sweeper.study.trials import Attempt
 
 
 @dataclass(frozen=True)

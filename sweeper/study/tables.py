@@ -22,7 +22,7 @@ Knows nothing of what the rows mean. Costs nothing.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from functools import cache
 from typing import Any
 
@@ -294,18 +294,37 @@ def insert(connection: sa.Connection, table: sa.Table, values: Mapping[str, obje
     connection.execute(_insert(table, connection.dialect.name, timed), values)
 
 
+def insert_all(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, object]], *timed: str) -> None:
+    """Inserts rows that all have the same columns, in their order."""
+    if rows:
+        connection.execute(_insert(table, connection.dialect.name, timed), rows)
+
+
 def update(connection: sa.Connection, table: sa.Table, values: Mapping[str, object], *timed: str) -> bool:
     """Updates the row with these primary-key values; whether there is one. `timed` as for `insert`."""
     keys = {column.name for column in table.primary_key}
     names = tuple(name for name in values if name not in keys)
-    bound = {f"{_KEY}{name}" if name in keys else name: value for name, value in values.items()}
-    return bool(connection.execute(_update(table, names, connection.dialect.name, timed), bound).rowcount)
+    return bool(connection.execute(_update(table, names, connection.dialect.name, timed), _bound(values, keys)).rowcount)
+
+
+def update_all(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, object]], *timed: str) -> None:
+    """Updates rows by their primary keys, each row once, in a statement for each set of columns."""
+    keys = {column.name for column in table.primary_key}
+    groups: dict[tuple[str, ...], list[dict[str, object]]] = {}
+    for values in rows:
+        groups.setdefault(tuple(name for name in values if name not in keys), []).append(_bound(values, keys))
+    for names, bound in groups.items():
+        connection.execute(_update(table, names, connection.dialect.name, timed), bound)
 
 
 def upsert(connection: sa.Connection, table: sa.Table, values: Mapping[str, object], *timed: str) -> None:
     """Updates the row with these primary-key values, or inserts it."""
     if not update(connection, table, values, *timed):
         insert(connection, table, values, *timed)
+
+
+def _bound(values: Mapping[str, object], keys: Set[str]) -> dict[str, object]:
+    return {f"{_KEY}{name}" if name in keys else name: value for name, value in values.items()}
 
 
 # Statements are kept: to build one takes longer than to run it.

@@ -1,18 +1,22 @@
 """One trial as the ledger keeps it: configuration, clocks, state and results, and its attempts.
 
-Does not know Optuna or how a trial was drawn. Cost: a row read or written.
+Does not know Optuna or how a trial was drawn. Cost: a row read or written; many are written in
+one statement for each set of columns.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
 from sweeper.records import Outcome, ParamValue, Report, TrialSpec, TrialState
-from sweeper.study.tables import RUNS, TRIALS, insert, update
+from sweeper.study.tables import RUNS, TRIALS, insert_all, update_all
+
+Attempt = tuple[int, int]
+"""Number of a trial, and how often it was started before."""
 
 _JSON = ("params", "drawn", "asked", "evaluations", "rungs", "objective", "metrics")
 
@@ -72,52 +76,57 @@ def read_trials(connection: sa.Connection, study: str) -> list[TrialRow]:
     return [_row(row) for row in rows]
 
 
-def write_trial(connection: sa.Connection, study: str, row: TrialRow, before: TrialRow | None) -> None:
-    """Stores a trial; `before` is it as it is stored, None for a new one."""
-    place = {"study": study, "number": row.number}
-    if before is None:
-        insert(connection, TRIALS, {**place, **{name: _stored(row, name) for name in row.__dataclass_fields__}})
-        return
-    changed = [name for name in row.__dataclass_fields__ if getattr(row, name) != getattr(before, name)]
-    if changed:
-        update(connection, TRIALS, {**place, **{name: _stored(row, name) for name in changed}})
+def write_trials(connection: sa.Connection, study: str, rows: Sequence[tuple[TrialRow | None, TrialRow]]) -> None:
+    """Stores trials, each as it is stored now (None for a new one) and as it is to be."""
+    new, changed = [], []
+    for before, row in rows:
+        place = {"study": study, "number": row.number}
+        if before is None:
+            new.append({**place, **{name: _stored(row, name) for name in row.__dataclass_fields__}})
+            continue
+        names = [name for name in row.__dataclass_fields__ if getattr(row, name) != getattr(before, name)]
+        if names:
+            changed.append({**place, **{name: _stored(row, name) for name in names}})
+    insert_all(connection, TRIALS, new)
+    update_all(connection, TRIALS, changed)
 
 
-def write_start(connection: sa.Connection, study: str, row: TrialRow, term: int) -> None:
-    """Begins an attempt."""
-    values = {
-        "study": study,
-        "number": row.number,
-        "attempt": row.attempt,
-        "term": term,
-        "worker": "",
-        "reason": "",
-        "examples": 0,
-        "tokens": 0,
-        "train_seconds": 0.0,
-        "evaluate_seconds": 0.0,
-    }
-    insert(connection, RUNS, values, "started_ms")
+def write_starts(connection: sa.Connection, study: str, attempts: Iterable[Attempt], term: int) -> None:
+    """Begins attempts."""
+    blank = {"worker": "", "reason": "", "examples": 0, "tokens": 0, "train_seconds": 0.0, "evaluate_seconds": 0.0}
+    rows = [{"study": study, "number": number, "attempt": attempt, "term": term, **blank} for number, attempt in attempts]
+    insert_all(connection, RUNS, rows, "started_ms")
 
 
-def write_usage(connection: sa.Connection, study: str, number: int, attempt: int, spent: Report | Outcome, *, ended: bool) -> None:
-    """What an attempt has cost so far, or in the end. An ending that knows no cost leaves what the last report said."""
-    values: dict[str, object] = {}
-    timed: tuple[str, ...] = ()
-    if spent.train_seconds or spent.tokens:
-        values = {
-            "examples": spent.examples,
-            "tokens": spent.tokens,
-            "train_seconds": spent.train_seconds,
-            "evaluate_seconds": spent.evaluate_seconds,
-        }
-    if spent.worker:
-        values["worker"] = spent.worker
-    if ended and isinstance(spent, Outcome):
-        values.update(ending=str(spent.ending), reason=spent.reason)
-        timed = ("ended_ms",)
-    if values:
-        update(connection, RUNS, {"study": study, "number": number, "attempt": attempt, **values}, *timed)
+@dataclass
+class Usage:
+    """What attempts have cost so far, or in the end: what is to be changed in their rows."""
+
+    running: dict[Attempt, dict[str, object]] = field(default_factory=dict)
+    ended: dict[Attempt, dict[str, object]] = field(default_factory=dict)
+
+    def note(self, attempt: Attempt, spent: Report | Outcome, *, ended: bool) -> None:
+        """An ending that knows no cost leaves what the last report said."""
+        values = self.running.pop(attempt, {})
+        if spent.train_seconds or spent.tokens:
+            values.update(
+                examples=spent.examples,
+                tokens=spent.tokens,
+                train_seconds=spent.train_seconds,
+                evaluate_seconds=spent.evaluate_seconds,
+            )
+        if spent.worker:
+            values["worker"] = spent.worker
+        if ended and isinstance(spent, Outcome):
+            self.ended[attempt] = {**values, "ending": str(spent.ending), "reason": spent.reason}
+        elif values:
+            self.running[attempt] = values
+
+    def write(self, connection: sa.Connection, study: str) -> None:
+        """Stores it."""
+        for rows, timed in ((self.running, ()), (self.ended, ("ended_ms",))):
+            places = [{"study": study, "number": number, "attempt": attempt, **rows[number, attempt]} for number, attempt in rows]
+            update_all(connection, RUNS, places, *timed)
 
 
 def _stored(row: TrialRow, name: str) -> object:

@@ -1,9 +1,10 @@
-"""The three writes of a study, start, report and end, each one transaction, and how a driver that died is mended.
+"""The three writes of a study, start, report and end, each whole or not at all, and how a driver that died is mended.
 
-Purpose: the event, Optuna's side and our rows are committed together, so that a crash leaves all of a write or nothing; `recover`
-puts trials whose driver is gone back to WAITING. Keeps what the gateway decides by (rows, curves, finished trials) in memory, equal
-to the database after every write.
-Does not know what to try or to stop. Cost: one transaction a write.
+Purpose: the event, Optuna's side and our rows are committed together, so that a crash leaves all of a write or nothing; what is
+told inside `together` is one transaction, of a statement for each table. `recover` puts trials of a dead driver back to WAITING.
+Keeps what the gateway decides by (rows, curves, finished trials) in memory: ahead of the database inside `together`, equal to it
+afterwards, whether its commit came about or failed.
+Does not know what to try or to stop. Cost: one transaction, some ten statements however much was told.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from sweeper.errors import StudyError
 from sweeper.records import Action, Decision, Ending, Outcome, Report, ReportKind, TrialState
-from sweeper.study.ledger import Ledger, report_payload
+from sweeper.study.batch import Batch
+from sweeper.study.ledger import Ledger, NewEvent, decision_event, report_payload
+from sweeper.study.optuna_rows import New
 from sweeper.study.plan import StudyPlan
 from sweeper.study.results import constraint_values, metric_key, result_of
 from sweeper.study.samplers import Sampling, ordered_asks
-from sweeper.study.store import OptunaStore, is_number
-from sweeper.study.trials import TrialRow, read_trials, write_start, write_trial, write_usage
+from sweeper.study.store import OptunaStore, Value, ended, is_number
+from sweeper.study.trials import TrialRow, read_trials, write_starts, write_trials
 
 RUNNING = (TrialState.RUNNING, TrialState.PARKED)
 
@@ -52,6 +54,67 @@ class StudyWrites:
         self.used = {sampling.space.signature(row.params) for row in rows}
         self._reported = ledger.reported()
         self._stops: dict[int, Decision] = {}
+        self._batch = Batch()
+        self._gathering = False
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is told in here is committed when it is left; if that fails, or it is left by an error, none of it was told.
+
+        Inside another one it is that one which commits.
+        """
+        if self._gathering:
+            yield
+            return
+        self._gathering = True
+        try:
+            yield
+            self.flush()
+        except BaseException:
+            self._take_back()
+            raise
+        finally:
+            self._gathering = False
+
+    def flush(self) -> None:
+        """Commits what was told so far."""
+        batch = self._batch
+        if not batch:
+            return
+        study, distributions = self._plan.name, self._sampling.space.distributions
+        with self._ledger.begin() as connection, self._store.within(connection):
+            self._ledger.write_events(connection, batch.events)
+            self._tell_starts(connection, batch.starts)
+            self._ledger.write_reports(connection, batch.reports)
+            self._ledger.write_decisions(connection, batch.decisions)
+            self._ledger.write_checkpoints(connection, batch.checkpoints)
+            self._store.report(connection, batch.values)
+            for trial_id in batch.waits:
+                self._store.wait(trial_id)
+            told = self._store.finish(connection, batch.ends, distributions) if batch.ends else []
+            write_trials(connection, study, [(before, self.trials[number]) for number, before in batch.known.trials.items()])
+            write_starts(connection, study, [(number, self.trials[number].attempt) for number in batch.starts], self._term)
+            batch.usage.write(connection, study)
+        self._batch = Batch()
+        for end, trial in zip(batch.ends, told, strict=True):
+            self._sampling.learn(end.number, trial)
+
+    def _take_back(self) -> None:
+        """Memory as it was before what is not committed."""
+        known, self._batch = self._batch.known, Batch()
+        for number, before in known.trials.items():
+            if before is None:
+                self.sources[self.trials.pop(number).source] -= 1
+                self.waiting.discard(number)
+                self.running.discard(number)
+            else:
+                self._keep(before)
+        for number, nominal in known.values:
+            del self.curves[number][nominal]
+        for number, stop in known.stops.items():
+            self._set_stop(number, stop)
+        self._reported.difference_update(known.reported)
+        self.used.difference_update(known.used)
 
     def start(self, row: TrialRow) -> TrialRow:
         """Begins an attempt of a trial, a new trial included."""
@@ -64,28 +127,24 @@ class StudyWrites:
             "examples": row.budget,
             "resume_from": row.checkpoint,
         }
-        with self._ledger.begin() as connection, self._store.within(connection):
-            self._ledger.insert_event(connection, "trial_started", row.number, payload, key)
-            row = self._tell_start(connection, row)
-            write_trial(connection, self._plan.name, row, self.trials.get(row.number))
-            write_start(connection, self._plan.name, row, self._term)
-        self._keep(row)
-        self.used.add(self._sampling.space.signature(row.params))
-        return row
+        with self._telling(start=True) as batch:
+            batch.events.append(NewEvent("trial_started", row.number, payload, key))
+            batch.starts.append(row.number)
+            self._change(row)
+            signature = self._sampling.space.signature(row.params)
+            if signature not in self.used:
+                self.used.add(signature)
+                batch.known.used.append(signature)
+        return self.trials[row.number]
 
     def progress(self, row: TrialRow, report: Report) -> None:
         """Stores a report between evaluations; one that says nothing is not stored."""
         if not (report.metrics or report.checkpoint):
             return
-        advanced = _advanced(row, report)
         key = f"progress:{report.trial}:{report.attempt}:{report.step}:{report.time_ms}"
-        with self._ledger.begin() as connection:
-            self._ledger.write_event(connection, "report", report.trial, report_payload(report), key)
-            if report.checkpoint:
-                self._ledger.write_checkpoint(connection, report)
-            write_trial(connection, self._plan.name, advanced, row)
-            write_usage(connection, self._plan.name, row.number, row.attempt, report, ended=False)
-        self._keep(advanced)
+        with self._telling() as batch:
+            batch.events.append(NewEvent("report", report.trial, report_payload(report), key, sure=False))
+            self._advance(row, report)
 
     def has(self, report: Report) -> bool:
         """Whether this very evaluation of this attempt is stored already."""
@@ -97,44 +156,27 @@ class StudyWrites:
         value = report.metrics.get(metric_key(self._plan.metrics[0]))
         # A rung redone by a later attempt is stored beside the first; Optuna, and every pruner, keeps the first.
         first = value is not None and report.nominal not in self.curves.get(row.number, {})
-        advanced = _advanced(row, report)
-        with (
-            self._known(row.number, report.nominal, value if first else None),
-            self._ledger.begin() as connection,
-            self._store.within(connection),
-        ):
-            self._ledger.insert_event(connection, "report", report.trial, report_payload(report), key)
-            self._ledger.write_report(connection, report, value)
+        with self._telling() as batch:
+            batch.events.append(NewEvent("report", report.trial, report_payload(report), key))
+            batch.reports.append((report, value))
+            row = self.trials[row.number]
             if first and value is not None and row.trial_id is not None:
                 again = any((row.number, attempt, report.nominal) in self._reported for attempt in range(row.attempt))
-                self._store.report(connection, row.trial_id, report.nominal, value, again=again)
+                batch.values.append(Value(row.trial_id, report.nominal, value, again))
+            if first and value is not None and is_number(value):
+                self.curves.setdefault(row.number, {})[report.nominal] = value
+                batch.known.values.append((row.number, report.nominal))
+            place = (report.trial, report.attempt, report.nominal)
+            self._reported.add(place)
+            batch.known.reported.append(place)
+            self._advance(row, report)
             decision = decide()
             if decision.evidence:
-                self._ledger.write_decision(connection, report, decision)
-            if report.checkpoint:
-                self._ledger.write_checkpoint(connection, report)
-            write_trial(connection, self._plan.name, advanced, row)
-            write_usage(connection, self._plan.name, row.number, row.attempt, report, ended=False)
-        self._reported.add((report.trial, report.attempt, report.nominal))
-        if decision.action is Action.STOP:
-            self._stops[row.number] = decision
-        self._keep(advanced)
+                batch.events.append(decision_event(report, decision))
+                batch.decisions.append((report, decision))
+            if decision.action is Action.STOP:
+                self._change_stop(row.number, decision)
         return decision
-
-    @contextmanager
-    def _known(self, number: int, nominal: int, value: float | None) -> Iterator[None]:
-        """The value is on the trial's curve in here, and afterwards unless it could not be stored."""
-        if not is_number(value):
-            yield
-            return
-        assert value is not None
-        curve = self.curves.setdefault(number, {})
-        curve[nominal] = value
-        try:
-            yield
-        except BaseException:
-            del curve[nominal]
-            raise
 
     def end(self, row: TrialRow, outcome: Outcome) -> TrialState:
         """Ends a stay."""
@@ -146,28 +188,50 @@ class StudyWrites:
         payload = {**{name: getattr(outcome, name) for name in Outcome.__dataclass_fields__}, "metrics": dict(outcome.metrics)}
         payload.update(state=str(state), reason=reason, values=values, attempt=row.attempt)
         constraints = constraint_values(self._plan, outcome.metrics) if state is TrialState.COMPLETE else {}
-        ended = self._ended(row, outcome, state, reason, values, constraints)
-        told: FrozenTrial | None = None
-        assert row.trial_id is not None
-        with self._ledger.begin() as connection, self._store.within(connection):
-            self._ledger.insert_event(connection, "trial_ended", row.number, payload, key)
+        with self._telling() as batch:
+            batch.events.append(NewEvent("trial_ended", row.number, payload, key))
+            row = self.trials[row.number]
+            assert row.trial_id is not None
+            self._change(self._ended(row, outcome, state, reason, values, constraints))
             if state.is_finished():
-                space = self._sampling.space
-                told = self._store.finish(
-                    connection, row.trial_id, state, values, reason, constraints, row.drawn, space.distributions
-                )
+                batch.ends.append(ended(row.number, row.trial_id, state, values, reason, constraints, row.drawn))
             else:
-                self._store.wait(row.trial_id)
-            write_trial(connection, self._plan.name, ended, row)
-            write_usage(connection, self._plan.name, row.number, row.attempt, replace(outcome, reason=reason), ended=True)
-        if told is not None:
-            self._sampling.learn(row.number, told)
-        self._keep(ended)
-        self._stops.pop(row.number, None)
+                batch.waits.append(row.trial_id)
+            batch.usage.note((row.number, row.attempt), replace(outcome, reason=reason), ended=True)
+            self._change_stop(row.number, None)
         return state
 
+    @contextmanager
+    def _telling(self, *, start: bool = False) -> Iterator[Batch]:
+        """The batch that takes a write. Starts and what follows from them are never in one: those need Optuna's ids."""
+        with self.together():
+            if bool(self._batch.starts) is not start:
+                self.flush()
+            yield self._batch
+
+    def _advance(self, row: TrialRow, report: Report) -> None:
+        """What a report says of the trial as such."""
+        self._change(_advanced(row, report))
+        if report.checkpoint:
+            self._batch.checkpoints.append(report)
+        self._batch.usage.note((row.number, row.attempt), report, ended=False)
+
+    def _change(self, row: TrialRow) -> None:
+        self._batch.known.trials.setdefault(row.number, self.trials.get(row.number))
+        self._keep(row)
+
+    def _change_stop(self, number: int, stop: Decision | None) -> None:
+        self._batch.known.stops.setdefault(number, self._stops.get(number))
+        self._set_stop(number, stop)
+
+    def _set_stop(self, number: int, stop: Decision | None) -> None:
+        if stop is None:
+            self._stops.pop(number, None)
+        else:
+            self._stops[number] = stop
+
     def _keep(self, row: TrialRow) -> None:
-        """Keeps a row in memory as it is stored, and what of it is counted, so that no question goes over all trials."""
+        """Keeps a row in memory, and what of it is counted, so that no question goes over all trials."""
         if row.number not in self.trials:
             self.sources[row.source] += 1
         for state, numbers in ((row.state is TrialState.WAITING, self.waiting), (row.state in RUNNING, self.running)):
@@ -197,7 +261,7 @@ class StudyWrites:
             adapter=outcome.adapter or row.adapter,
             checkpoint=outcome.checkpoint or row.checkpoint,
             outcomes=outcome.outcomes or row.outcomes,
-            finish_order=self._sampling.finished if state.is_finished() else None,
+            finish_order=self._sampling.finished + len(self._batch.ends) if state.is_finished() else None,
             ended_ms=_now() if state.is_finished() else None,
         )
 
@@ -247,14 +311,22 @@ class StudyWrites:
         self.end(row, self.preempted(row, "the driver was lost"))
         return True
 
-    def _tell_start(self, connection: sa.Connection, row: TrialRow) -> TrialRow:
-        if row.trial_id is not None:
-            self._store.resume(row.trial_id)
-            return row
+    def _tell_starts(self, connection: sa.Connection, numbers: Sequence[int]) -> None:
+        """Optuna's side of attempts that begin; trials that are new to it get its ids."""
+        rows = [self.trials[number] for number in numbers]
+        for row in rows:
+            if row.trial_id is not None:
+                self._store.resume(row.trial_id)
+        new = [row for row in rows if row.trial_id is None]
+        if not new:
+            return
+        found = self._store.create(connection, [self._new(row) for row in new], self._sampling.space.distributions)
+        for row, trial_id in zip(new, found, strict=True):
+            self._keep(replace(row, trial_id=trial_id))
+
+    def _new(self, row: TrialRow) -> New:
         attributes = {"params": dict(row.params), "source": row.source, "seed": row.seed, "examples": row.budget}
-        distributions = self._sampling.space.distributions
-        trial_id = self._store.create(connection, row.number, row.drawn, distributions, {"sweeper": attributes})
-        return replace(row, trial_id=trial_id)
+        return New(row.number, row.drawn, {"sweeper": attributes})
 
 
 def _advanced(row: TrialRow, report: Report) -> TrialRow:

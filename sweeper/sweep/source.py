@@ -5,6 +5,9 @@ Does not know where trials run, nor how the study decides or stores. Adds nothin
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 from sweeper.records import Decision, Done, Outcome, Report, TrialSpec, Wait
@@ -33,12 +36,35 @@ class SweepSource:
         self._depot = depot
         self.why_done = ""
         self._draining = False
+        self._gathering = False
+        self._later: list[Callable[[], None]] = []
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """One transaction for what is asked and told in here. Listeners hear of it, and checkpoints go, once it is committed."""
+        self._gathering = True
+        try:
+            with self._gateway.together():
+                yield
+            later = list(self._later)
+        finally:
+            self._gathering = False
+            self._later.clear()
+        for call in later:
+            call()
+
+    def _then(self, call: Callable[[], None]) -> None:
+        """Does what may only be done once the study has kept what was told."""
+        if self._gathering:
+            self._later.append(call)
+        else:
+            call()
 
     def next_trial(self) -> TrialSpec | Wait | Done:
         """The study's next trial."""
         answer = self._gateway.next()
         if isinstance(answer, TrialSpec):
-            self._listener.started(answer)
+            self._then(partial(self._listener.started, answer))
         elif isinstance(answer, Done):
             self.why_done = answer.reason
         return answer
@@ -46,7 +72,7 @@ class SweepSource:
     def on_report(self, report: Report) -> Decision:
         """Stores the report, then answers it."""
         decision = self._gateway.report(report)
-        self._listener.reported(report, decision)
+        self._then(partial(self._listener.reported, report, decision))
         return decision
 
     def decisions(self) -> list[Decision]:
@@ -64,5 +90,5 @@ class SweepSource:
                 self._depot.bring(name)
         state = self._gateway.end(trial, outcome)
         if state.is_finished():
-            self._depot.forget(f"checkpoints/{self._gateway.plan.name}/{trial}")
-        self._listener.ended(trial, outcome, state)
+            self._then(partial(self._depot.forget, f"checkpoints/{self._gateway.plan.name}/{trial}"))
+        self._then(partial(self._listener.ended, trial, outcome, state))

@@ -11,7 +11,8 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -111,7 +112,16 @@ class Recorder:
         self.verdicts: deque[Decision] = deque()
         self.running: set[int] = set()
         self.most_running = 0
+        self.gathering = False
         self.lock = threading.Lock()  # as a source over a database, this one cannot be pickled
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        assert not self.gathering
+        self.gathering = True
+        yield
+        self.gathering = False
+        self._called("kept")
 
     def next_trial(self) -> TrialSpec | Wait | Done:
         self._called("next_trial")
@@ -319,6 +329,20 @@ class ExecutorContract:
             self.run(make, source)
         assert source.ends == []
         assert [what for _, what, _ in source.calls].count("on_report") == 1
+
+    def test_what_the_source_could_not_keep_is_not_acted_on(self, make: Make, tmp_path: Path) -> None:
+        class Forgetful(Recorder):
+            @contextmanager
+            def together(self) -> Iterator[None]:
+                yield
+                if any(report.kind is ReportKind.RUNG for report in self.reports):
+                    raise LookupError("the study is gone")
+
+        source, log = Forgetful([trial(0)], at_rung(0, Action.CONTINUE)), tmp_path / "log"
+        with pytest.raises(LookupError, match="the study is gone"):
+            self.run(make, source, curves=Curves(str(log)))
+        assert source.ends == []
+        assert len(log.read_text().splitlines()) == 1, "the trial went on from its rung"
 
     def test_nothing_to_do_is_done_at_once(self, make: Make) -> None:
         source = self.run(make, Recorder([]))

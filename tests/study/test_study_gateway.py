@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import optuna
 import pytest
@@ -361,3 +362,82 @@ def test_a_report_that_could_not_be_committed_is_as_if_it_had_not_come(sqlite: s
     assert gateway.report(report(trial, 10, 0.6)).evidence["value"] == 0.6
     assert optuna_trials(sqlite)[0].intermediate_values == {10: 0.6}
     gateway.close()
+
+
+def test_what_is_told_together_is_one_transaction_and_seen_by_what_comes_later_in_it(two_databases: str) -> None:
+    gateway = Gateway.open(two_databases, make_plan(search={"trials": 6}), driver="test")
+    committed: list[str] = []
+
+    def commit(connection: sa.Connection) -> None:
+        committed.append(str(connection.engine.url))
+
+    sa.event.listen(gateway.ledger._engine, "commit", commit)
+    with gateway.together():
+        trials = [next_trial(gateway) for _ in range(5)]
+    assert len(committed) == 1
+    with gateway.together():
+        decisions = [gateway.report(report(trial, 10, 0.9 - trial.number / 10, checkpoint="c/10")) for trial in trials]
+        again = gateway.report(report(trials[3], 10, 0.1))
+        gateway.report(report(trials[0], 20, 0.95))
+        states = [gateway.end(0, completed(0.96)), gateway.end(4, Outcome(Ending.PRUNED, nominal=10))]
+    # The report that came twice is answered from the database, so that what came before it is committed first.
+    assert len(committed) == 4
+    sa.event.remove(gateway.ledger._engine, "commit", commit)
+    assert [decision.action for decision in decisions] == [Action.CONTINUE] * 2 + [Action.STOP] * 3
+    assert again == decisions[3]
+    assert states == [TrialState.COMPLETE, TrialState.PRUNED]
+    kinds = [(event.kind, event.trial) for event in gateway.ledger.pending("t")]
+    assert kinds[:5] == [("trial_started", number) for number in range(5)]
+    assert kinds[-3:] == [("report", 0), ("trial_ended", 0), ("trial_ended", 4)]
+    gateway.close()
+    assert [trial.state.name for trial in optuna_trials(two_databases)] == ["COMPLETE", "RUNNING", "RUNNING", "RUNNING", "PRUNED"]
+    assert optuna_trials(two_databases)[0].intermediate_values == {10: 0.9, 20: 0.95}
+    views = StudyReader(two_databases).trials("study")
+    assert (views[0].value, views[4].reason) == (0.96, decisions[4].reason)
+
+
+@pytest.mark.parametrize("how", ["commit", "source"])
+def test_what_could_not_be_kept_together_is_as_if_it_had_not_been_told(sqlite: str, how: str) -> None:
+    gateway = Gateway.open(sqlite, make_plan(search={"trials": 6, "startup_trials": 1}), driver="test")
+    first, second = next_trial(gateway), next_trial(gateway)
+    gateway.report(report(second, 10, 0.4))
+
+    def fail(connection: sa.Connection) -> None:
+        raise sa.exc.OperationalError("COMMIT", None, Exception("the disk is gone"))
+
+    def told() -> list[object]:
+        return [
+            gateway.report(report(first, 10, 0.5)).evidence.get("compared"),
+            gateway.report(report(second, 20, float("nan"))).action,
+            gateway.end(1, Outcome(Ending.FAILED, "the loss exploded", nominal=20)),
+            gateway.end(0, completed(0.5)),
+        ]
+
+    def asked() -> list[object]:
+        return [next_trial(gateway) for _ in range(3)]
+
+    def lose(call: Callable[[], list[object]]) -> list[object]:
+        with gateway.together():
+            answers.extend(call())
+            if how == "source":
+                raise ResourceError("the disk is gone")
+        raise AssertionError("it was kept")
+
+    before = gateway.states(), gateway.ledger.pending("t"), optuna_trials(sqlite)
+    answers: list[object] = []
+    if how == "commit":
+        sa.event.listen(gateway.ledger._engine, "commit", fail)
+    for call in (told, asked):
+        with pytest.raises(ResourceError, match="the disk is gone"):
+            lose(call)
+    if how == "commit":
+        sa.event.remove(gateway.ledger._engine, "commit", fail)
+    assert (gateway.states(), gateway.ledger.pending("t"), optuna_trials(sqlite)) == before
+    with gateway.together():
+        assert asked() == answers[4:]
+    with gateway.together():
+        assert told() == answers[:4]
+    assert gateway.states()[0] is TrialState.COMPLETE
+    gateway.close()
+    assert [trial.state.name for trial in optuna_trials(sqlite)[:2]] == ["COMPLETE", "FAIL"]
+    assert [row.finish_order for row in gateway._writes.trials.values()][:2] == [1, 0]

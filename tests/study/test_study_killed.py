@@ -18,6 +18,7 @@ from sweeper.records import Action, Done, Ending, Outcome, TrialSpec, TrialState
 from sweeper.study.gateway import Gateway
 from sweeper.study.read import StudyReader
 from tests.study.study_helpers import (
+    completed,
     end,
     make_plan,
     next_trial,
@@ -36,6 +37,10 @@ trial, other = next_trial(gateway), next_trial(gateway)
 gateway.report(report(trial, 10, 0.6, checkpoint="c/10"))
 print("ready", flush=True)
 """
+
+
+Drive = Callable[[str], list[dict[str, object]]]
+"""Goes on with the study in a database until nothing is left; the parameters of its trials."""
 
 
 def _alive(url: str) -> bool:
@@ -80,8 +85,13 @@ time.sleep(0.1)
 while not sys.stdin.readline():
     time.sleep(0.05)
 from sweeper.errors import FencedError
+def batch():
+    with gateway.together():
+        gateway.report(report(trial, 30, 0.9))
+        gateway.end(trial.number, completed(0.9))
+        gateway.end(other.number, completed(0.9))
 for what in (lambda: gateway.report(report(trial, 20, 0.9)), lambda: gateway.end(other.number, completed(0.9)), gateway.next,
-             lambda: gateway.ledger.add_event("winner", None, {}, key="w"), lambda: gateway.ledger.sent("t", 99)):
+             lambda: gateway.ledger.add_event("winner", None, {}, key="w"), lambda: gateway.ledger.sent("t", 99), batch):
     try:
         what()
         print("WROTE", flush=True)
@@ -102,7 +112,7 @@ print("closed", flush=True)
     again = next_trial(gateway)
     os.kill(driver.pid, signal.SIGCONT)
     os.write(write, b"go\n")
-    for _ in range(5):
+    for _ in range(6):
         assert "another driver has taken over" in wait_for(driver, "")
     wait_for(driver, "closed")
     end(driver)
@@ -160,7 +170,39 @@ def _drive_to_the_end(url: str) -> list[dict[str, object]]:
     return [dict(trial.params) for trial in optuna_trials(url)]
 
 
-def _die_at_commit(url: str, count: int, *, after: bool) -> bool:
+def _drive_together(url: str) -> list[dict[str, object]]:
+    """The same trials, two of them at once, with all that happens in a turn told together."""
+    plan = make_plan(search={"trials": 5, "rungs": [0.5], "sampler": "random"}, evaluate={"every": 50})
+    gateway = Gateway.open(url, plan, driver="test")
+    running: dict[int, tuple[TrialSpec, int]] = {}
+    while True:
+        with gateway.together():
+            while len(running) < 2 and isinstance(trial := gateway.next(), TrialSpec):
+                running[trial.number] = (trial, 0)
+        if not running:
+            break
+        with gateway.together():
+            ended = [number for number, (trial, index) in running.items() if _goes_on(gateway, trial, index)]
+        running = {number: (trial, index + 1) for number, (trial, index) in running.items() if number not in ended}
+    gateway.close()
+    return [dict(trial.params) for trial in optuna_trials(url)]
+
+
+def _goes_on(gateway: Gateway, trial: TrialSpec, index: int) -> bool:
+    """The next thing that happens to a trial of `_drive_to_the_end`; whether it ended."""
+    if trial.number == 1:
+        return gateway.end(1, Outcome(Ending.FAILED, "out of luck")).is_finished()
+    if trial.number == 2 and trial.attempt == 0:
+        return gateway.end(2, Outcome(Ending.PREEMPTED, checkpoint="c")) is TrialState.WAITING
+    value = (10 - trial.number) * trial.evaluations[index] / 1000
+    decision = gateway.report(report(trial, trial.evaluations[index], value, checkpoint=f"c/{index}"))
+    if decision.action is Action.STOP:
+        outcome = Outcome(Ending.PRUNED, decision.reason, nominal=trial.evaluations[index])
+        return gateway.end(trial.number, outcome).is_finished()
+    return index == 1 and gateway.end(trial.number, completed(value)).is_finished()
+
+
+def _die_at_commit(url: str, count: int, drive: Drive, *, after: bool) -> bool:
     """Drives in a forked process that is killed at its `count`-th commit, before or after it; whether it came that far."""
     pid = os.fork()
     if pid == 0:
@@ -175,7 +217,7 @@ def _die_at_commit(url: str, count: int, *, after: bool) -> bool:
 
         sa.event.listen(sa.engine.Engine, "commit", commit)
         try:
-            _drive_to_the_end(url)
+            drive(url)
         finally:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
@@ -190,17 +232,22 @@ def test_killed_at_any_commit_the_study_ends_as_if_it_had_not_been(tmp_path: Pat
     assert tried > 35
 
 
+def test_killed_at_any_commit_of_what_is_told_together(tmp_path: Path) -> None:
+    counts, stride = itertools.count(2, 3), lambda count: f"sqlite:///{tmp_path / f'{count}.db'}"
+    assert _kill_at_commits(counts, stride, tmp_path, _drive_together) > 20
+
+
 def test_killed_at_two_commits_on_a_server_it_ends_as_on_a_file(mariadb: str, tmp_path: Path) -> None:
     assert _kill_at_commits((17, 32), lambda count: new_database(mariadb, f"killed_{count}"), tmp_path) == 32
 
 
-def _kill_at_commits(counts: Iterable[int], new_url: Callable[[int], str], tmp_path: Path) -> int:
+def _kill_at_commits(counts: Iterable[int], new_url: Callable[[int], str], tmp_path: Path, drive: Drive = _drive_to_the_end) -> int:
     """Kills a driver at its `count`-th commit, each time in a new database, until one has less; returns the last count."""
     whole = _drive_to_the_end(f"sqlite:///{tmp_path / 'whole.db'}")
     for count in counts:
         url = new_url(count)
-        died = _die_at_commit(url, count, after=count % 2 == 0)
-        assert _drive_to_the_end(url) == whole, count
+        died = _die_at_commit(url, count, drive, after=count % 2 == 0)
+        assert drive(url) == whole, count
         told, reader = optuna_trials(url), StudyReader(url)
         views = reader.trials("study")
         assert [str(view.state) for view in views] == ["COMPLETE", "FAIL", "COMPLETE", "PRUNED", "PRUNED"], count
