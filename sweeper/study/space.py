@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 
 import optuna
@@ -114,12 +114,14 @@ class Space:
         """The full configuration at a point of the unit cube, one coordinate in [0, 1) per dimension, in the space's order."""
         return self.resolve({key: _at(value, u) for (key, value), u in zip(self.dimensions.items(), unit, strict=True)})
 
-    def suggest(self, trial: optuna.Trial) -> Params:
-        """Draws the active keys from an Optuna trial, parents first. Full configuration."""
+    def suggest(self, value_of: Callable[[str, BaseDistribution], ParamValue]) -> Params:
+        """Draws the active keys, parents first. Full configuration."""
         drawn: Params = {}
         for key, dist in self.distributions.items():
-            if self.is_active(key, self.resolve(drawn)):
-                drawn[key] = _suggest(trial, key, dist)
+            if key not in self.conditional or self.is_active(key, self.resolve(drawn)):
+                value = value_of(key, dist)
+                stepped = isinstance(dist, FloatDistribution) and dist.step is not None
+                drawn[key] = float(f"{value:.12g}") if stepped else value
         return self.resolve(drawn)
 
 
@@ -210,10 +212,10 @@ def _at(dimension: Dimension, unit: float) -> ParamValue:
     return dimension.low + unit * (dimension.high - dimension.low)
 
 
-def _suggest(trial: optuna.Trial, key: str, dist: BaseDistribution) -> ParamValue:
+def suggested(trial: optuna.Trial, key: str, dist: BaseDistribution) -> ParamValue:
+    """What an Optuna trial suggests for a key."""
     if isinstance(dist, FloatDistribution):
-        value = trial.suggest_float(key, dist.low, dist.high, step=dist.step, log=dist.log)
-        return float(f"{value:.12g}") if dist.step is not None else value
+        return trial.suggest_float(key, dist.low, dist.high, step=dist.step, log=dist.log)
     if isinstance(dist, IntDistribution):
         return trial.suggest_int(key, dist.low, dist.high, step=dist.step, log=dist.log)
     assert isinstance(dist, CategoricalDistribution)

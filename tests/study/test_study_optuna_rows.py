@@ -39,7 +39,6 @@ def _drive(url: str, name: str) -> list[dict[str, object]]:
             gateway.end(3, Outcome(Ending.FAILED, nominal=50))
         else:
             train(gateway, trial, lambda nominal, trial=trial: (10 - trial.number) * nominal / 1000)
-    memory = gateway._writes._sampling._memory.get_trials(deepcopy=False)
     learned = [
         {
             "state": trial.state,
@@ -48,8 +47,7 @@ def _drive(url: str, name: str) -> list[dict[str, object]]:
             "curve": trial.intermediate_values,
             "system": trial.system_attrs,
         }
-        for trial in memory
-        if trial.params or trial.values
+        for trial in gateway._writes._sampling.learned()
     ]
     gateway.close()
     return learned

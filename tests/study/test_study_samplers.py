@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from optuna.samplers import TPESampler
 from optuna.trial import TrialState, create_trial
 
 from sweeper.errors import StudyError
@@ -16,6 +15,7 @@ from sweeper.study import samplers
 from sweeper.study.gateway import Gateway
 from sweeper.study.plan import StudyPlan
 from sweeper.study.samplers import Sampling
+from sweeper.study.tpe import fits
 from tests.study.study_helpers import SPACE, completed, make_plan, next_trial, optuna_trials, quality
 
 GRID: dict[str, Any] = {"batch_size": [4, 8], "dropout": {"low": 0.0, "high": 0.2, "step": 0.1}}
@@ -212,24 +212,52 @@ def test_an_empty_space_trains_the_default_alone(sqlite: str) -> None:
     assert [trial.number for trial in _run(sqlite, make_plan(space={}))] == [0]
 
 
-@pytest.mark.parametrize("sections", [{}, {"space": {**SPACE, "rank": {"values": [4, 8]}, "alpha": {"values": [16]}}}])
+WIDE: dict[str, Any] = {
+    **SPACE,
+    "rank": {"values": [4, 8, 16]},
+    "alpha": {"values": [16]},
+    "warmup": {"low": 0.0, "high": 0.2, "step": 0.05},
+    "weight_decay": {"low": 0.0, "high": 0.1},
+    "batch_size": {"low": 2, "high": 64, "log": True},
+}
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"space": WIDE},
+        {"space": WIDE, "objective": {"metric": "loss", "direction": "minimize"}},
+        {"space": WIDE, "search": {"startup_trials": 1}},
+    ],
+)
 def test_tpe_draws_what_optunas_own_draws(sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def draws() -> list[Mapping[str, object]]:
-        sampling, found = Sampling(make_plan(search={"startup_trials": 3}, **sections)), []
-        for number in range(12):
+        search = {"startup_trials": 3, **sections.get("search", {})}
+        sampling, found = Sampling(make_plan(**{**sections, "search": search})), []
+        for number in range(90):
+            # Several trials are asked for before one ends, and one configuration in five is refused as known.
             draw = sampling.draw(number, set(), number)
             assert draw is not None
+            used = {sampling.space.signature(draw.params)} if number % 5 == 0 else set()
+            draw = sampling.draw(number, used, number)
+            assert draw is not None
             found.append(draw.params)
-            state = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL][number % 3]
-            values = [quality(draw.params)] if state is TrialState.COMPLETE else None
-            drawn, distributions = sampling.space.drawn(draw.params), sampling.space.distributions
-            curve = {} if state is TrialState.FAIL else {10: quality(draw.params)}
-            sampling.learn(
-                number,
-                create_trial(state=state, values=values, params=drawn, distributions=distributions, intermediate_values=curve),
-            )
+            if number % 4 != 2:
+                state = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL][number % 3]
+                value = round(quality(draw.params), 1 + number % 2)  # some are equal
+                trial = create_trial(
+                    state=state,
+                    values=[value] if state is TrialState.COMPLETE else None,
+                    params=sampling.space.drawn(draw.params),
+                    distributions=sampling.space.distributions,
+                    intermediate_values={10 * (1 + number % 2): float("nan") if number % 7 == 0 else value},
+                    constraints={"loss:max": 0.3 - value} if number % 11 == 0 else None,
+                )
+                sampling.learn(number, trial)
         return found
 
+    assert fits()
     ours = draws()
-    monkeypatch.setattr(samplers.Tpe, "infer_relative_search_space", TPESampler.infer_relative_search_space)
+    monkeypatch.setattr(samplers, "fits", lambda: False)
     assert draws() == ours
