@@ -21,6 +21,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
@@ -99,16 +100,28 @@ class Ledger:
             rows = connection.execute(query.order_by(EVENTS.c.seq).limit(limit)).all()
         return [_event(row) for row in rows]  # outside, so that the driver does not wait for it
 
-    def sent(self, tracker: str, upto: int) -> None:
-        """Notes that `tracker` has seen all events up to and including number `upto`."""
+    def sent(self, tracker: str, upto: int, runs: Mapping[int, str] = MappingProxyType({})) -> None:
+        """Notes that `tracker` has seen all events up to and including number `upto`, and which runs it has for trials."""
+        place = {"study": self.study, "tracker": tracker}
         with self.begin() as connection:
-            upsert(connection, TRACKERS, {"study": self.study, "tracker": tracker, "seq": upto})
+            upsert(connection, TRACKERS, {**place, "seq": upto})
+            if runs:
+                mine = (TRACKER_RUNS.c.study == self.study, TRACKER_RUNS.c.tracker == tracker)
+                connection.execute(sa.delete(TRACKER_RUNS).where(*mine, TRACKER_RUNS.c.number.in_(runs)))
+                insert_all(connection, TRACKER_RUNS, [{**place, "number": trial, "run": run} for trial, run in runs.items()])
 
     def tracker_run(self, tracker: str, trial: int | None) -> str | None:
         """The tracker's run id of a trial (None: of the sweep), if it has one."""
         where = (TRACKER_RUNS.c.study == self.study, TRACKER_RUNS.c.tracker == tracker, TRACKER_RUNS.c.number == _run_number(trial))
         with self.begin() as connection:
             return connection.execute(sa.select(TRACKER_RUNS.c.run).where(*where)).scalar()
+
+    def tracker_runs(self, tracker: str) -> dict[int, str]:
+        """The tracker's run ids of all trials that it has runs for."""
+        mine = (TRACKER_RUNS.c.study == self.study, TRACKER_RUNS.c.tracker == tracker, TRACKER_RUNS.c.number != _SWEEP_RUN)
+        with self.begin() as connection:
+            rows = connection.execute(sa.select(TRACKER_RUNS.c.number, TRACKER_RUNS.c.run).where(*mine))
+            return {row.number: row.run for row in rows}
 
     def set_tracker_run(self, tracker: str, trial: int | None, run: str) -> None:
         """Notes the tracker's run id of a trial (None: of the sweep)."""

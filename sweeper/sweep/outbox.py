@@ -3,7 +3,7 @@
 Purpose: one thread for each tracker reads events behind that tracker's cursor, tells them in order, and moves the cursor. A
 tracker that fails is asked again with growing pauses; events wait in the ledger meanwhile, also over the end of the process.
 What a tracker will never take is passed over, with a notice. A tracker whose store was deleted is told everything again.
-    each thread:  pending -> tell, tell, tell ... -> cursor -> nothing left: wait for `poke`, or half a second
+    each thread:  pending -> tell, tell, tell ... -> cursor, run ids -> nothing left: wait for `poke`, or half a second
 Does not know: what an event means (telling.py), or how the ledger stores it. Cost: one query of the ledger per half second and
 tracker, when nothing happens.
 """
@@ -165,7 +165,8 @@ class _Pump:
                 last = event.id
         finally:
             if last is not None:
-                self._ledger.sent(self._tracker.key, last)
+                self._ledger.sent(self._tracker.key, last, self._teller.new)
+                self._teller.new = {}
 
     def _tell(self, event: EventRow) -> None:
         try:

@@ -53,8 +53,12 @@ class OutboxLedger(Protocol):
         """Events in order that this tracker has not been told."""
         ...
 
-    def sent(self, tracker: str, upto: int) -> None:
-        """Sets the tracker's cursor: everything up to that event has been told."""
+    def sent(self, tracker: str, upto: int, runs: Mapping[int, str] = ...) -> None:
+        """Sets the tracker's cursor: everything up to that event has been told. Notes the tracker's runs of trials with it."""
+        ...
+
+    def tracker_runs(self, tracker: str) -> Mapping[int, str]:
+        """The tracker's runs of all trials."""
         ...
 
     def tracker_run(self, tracker: str, trial: int | None) -> str | None:
@@ -73,7 +77,11 @@ class Teller:
         self._ledger = ledger
         self._tracker = tracker
         self._depot = depot_root
-        self._runs: dict[int | None, str] = {}  # by trial; as in the ledger, which nobody else writes for this tracker
+        self._sweep: str | None = None
+        self._runs: dict[int, str] | None = None  # by trial; the ledger's, which nobody else writes for this tracker, and `new`
+        self.new: dict[int, str] = {}
+        """Runs of trials that the ledger does not know yet: to be noted there with the cursor."""
+
         self._progress: dict[int, int] = {}  # trial -> time of the progress report told last
         self._kinds: dict[str, Callable[[EventRow], None]] = {
             "sweep_started": self._sweep_started,
@@ -102,7 +110,8 @@ class Teller:
         tags.update({f"version.{name}": str(version) for name, version in (payload.get("versions") or {}).items()})
         run = self._ledger.tracker_run(self._tracker.key, None)
         run = self._tracker.start_sweep(study, spec, tags, run, event.time_ms)
-        self._note(None, run)
+        self._ledger.set_tracker_run(self._tracker.key, None, run)
+        self._sweep = run
         for fact in _facts(payload.get("dataset")):
             self._tracker.log_dataset(
                 run,
@@ -117,14 +126,17 @@ class Teller:
         engines, most = event.payload.get("engines") or [], event.payload.get("most")
         slots = max((int(engine.get("slots", 1)) for engine in engines), default=1)
         tags = {"executor": event.payload.get("kind"), "engines": len(engines), "slots": slots, "trials_sharing_a_model": most}
-        self._tracker.set_tags(self._run(None), {f"sweeper.{name}": str(value) for name, value in tags.items()})
+        self._tracker.set_tags(self._sweep_run(), {f"sweeper.{name}": str(value) for name, value in tags.items()})
 
     def _trial_started(self, event: EventRow) -> None:
-        number, sweep = _number(event), self._run(None)
+        number, sweep = _number(event), self._sweep_run()
         tags = {f"sweeper.{name}": str(event.payload[name]) for name in ("attempt", "source", "seed") if name in event.payload}
-        run = self._ledger.tracker_run(self._tracker.key, number)
-        run = self._tracker.start_trial(sweep, number, event.payload.get("params") or {}, tags, run, event.time_ms)
-        self._note(number, run)
+        runs = self._trial_runs()
+        known = runs.get(number)
+        run = self._tracker.start_trial(sweep, number, event.payload.get("params") or {}, tags, known, event.time_ms)
+        if run != known:
+            # Killed before it is noted, the trial is started again, and the tracker finds its run by its number.
+            runs[number] = self.new[number] = run
 
     def _report(self, event: EventRow) -> None:
         number, payload = _number(event), event.payload
@@ -165,7 +177,7 @@ class Teller:
     def _winner(self, event: EventRow) -> None:
         payload = event.payload
         number = int(payload["trial"])
-        sweep, run = self._run(None), self._run(number)
+        sweep, run = self._sweep_run(), self._run(number)
         values = {f"winner/{_short(name)}": value for name, value in (payload.get("metrics") or {}).items()}
         self._tracker.mark_winner(sweep, run, number, payload.get("params") or {}, _metrics(values, 0, event.time_ms))
         compared = {f"winner.{name}": str(value) for name, value in (payload.get("comparison") or {}).items()}
@@ -179,19 +191,24 @@ class Teller:
 
     def _sweep_ended(self, event: EventRow) -> None:
         payload = event.payload
-        self._tracker.end_sweep(self._run(None), bool(payload.get("finished")), str(payload.get("reason") or ""), event.time_ms)
+        self._tracker.end_sweep(self._sweep_run(), bool(payload.get("finished")), str(payload.get("reason") or ""), event.time_ms)
 
-    def _run(self, trial: int | None) -> str:
-        run = self._runs.get(trial) or self._ledger.tracker_run(self._tracker.key, trial)
+    def _run(self, trial: int) -> str:
+        run = self._trial_runs().get(trial)
         if run is None:
-            what = "the sweep" if trial is None else f"trial {trial}"
-            raise TrackerRefusedError(f"{what} has no run there")
-        self._runs[trial] = run
+            raise TrackerRefusedError(f"trial {trial} has no run there")
         return run
 
-    def _note(self, trial: int | None, run: str) -> None:
-        self._ledger.set_tracker_run(self._tracker.key, trial, run)
-        self._runs[trial] = run
+    def _trial_runs(self) -> dict[int, str]:
+        if self._runs is None:
+            self._runs = dict(self._ledger.tracker_runs(self._tracker.key))
+        return self._runs
+
+    def _sweep_run(self) -> str:
+        self._sweep = self._sweep or self._ledger.tracker_run(self._tracker.key, None)
+        if self._sweep is None:
+            raise TrackerRefusedError("the sweep has no run there")
+        return self._sweep
 
     def _folder(self, name: object) -> Path | None:
         """A folder of the depot, if it is there and lies inside."""

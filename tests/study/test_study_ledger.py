@@ -68,6 +68,9 @@ def test_the_outbox_tells_everything_once_and_in_order(database: str) -> None:
     ledger.set_tracker_run("mlflow", 0, "first")
     ledger.set_tracker_run("mlflow", 0, "second")
     assert (ledger.tracker_run("mlflow", None), ledger.tracker_run("mlflow", 0)) == ("parent", "second")
+    ledger.sent("mlflow", events[1].id, {0: "third", 1: "other"})
+    assert ledger.tracker_runs("mlflow") == {0: "third", 1: "other"}
+    assert ledger.tracker_runs("another") == {}
     gateway.close()
 
     gateway = Gateway.open(database, make_plan(search={"trials": 4}), driver="test")

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -47,8 +48,12 @@ class MemoryLedger:
     def pending(self, tracker: str, limit: int = 200) -> list[Event]:
         return [event for event in self.events if event.id > self.cursors.get(tracker, 0)][:limit]
 
-    def sent(self, tracker: str, upto: int) -> None:
+    def sent(self, tracker: str, upto: int, runs: Mapping[int, str] = MappingProxyType({})) -> None:
         self.cursors[tracker] = upto
+        self.runs.update({(tracker, trial): run for trial, run in runs.items()})
+
+    def tracker_runs(self, tracker: str) -> dict[int, str]:
+        return {trial: run for (other, trial), run in self.runs.items() if other == tracker and trial is not None}
 
     def tracker_run(self, tracker: str, trial: int | None) -> str | None:
         return self.runs.get((tracker, trial))
