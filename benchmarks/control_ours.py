@@ -1,8 +1,9 @@
 """Sweeper's control with no model: gateway, outbox and executor over engines that replay a curve in no time.
 
-Everything that a sweep does for a trial happens, but training: asking, admitting, five reports each committed before its answer,
-a decision at the rung, the end, and an outbox that tells a tracker in memory. Neither side stores checkpoints or results, for there
-is nothing to store. The clock runs from the first question to the last end, so that neither Ray's start nor a worker's is in it.
+Everything that a sweep does for a trial happens, but training: asking, admitting, five reports each committed before its answer
+(those of one engine's message together), a decision at the rung, the end, and an outbox that tells a tracker in memory. Neither
+side stores checkpoints or results, for there is nothing to store. The clock runs from the first question to the last end, so that
+neither Ray's start nor a worker's is in it.
 Does not know the other side. Cost: some 10 to 20 ms a trial.
 """
 
@@ -200,13 +201,8 @@ def ask_seconds(url: str, name: str, counts: list[int], asks: int = 5) -> Asks:
             found.random[count] = median(taken[-asks:])
             sizes.append((count, own_bytes()))
         with _gateway(url, resized(filler, sampler="tpe")) as gateway:
-            taken = []
-            for _ in range(asks):
-                since = time.perf_counter()
-                gateway.next()
-                taken.append(time.perf_counter() - since)
-            gateway.interrupt()
-            found.tpe[count] = median(taken)
+            # A trial ends before each of them: what an ask works out of the finished trials would else be worked out once.
+            found.tpe[count] = median([_finish(gateway, reports=1) for _ in range(asks)])
     (before, low), (after, high) = max(zip(sizes[::2], sizes[1::2], strict=True), key=lambda pair: pair[1][0] - pair[0][0])
     return replace(found, trial_bytes=(high - low) / max(1, after - before))
 

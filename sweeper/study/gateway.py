@@ -134,6 +134,7 @@ class Gateway:
         if over is not None:
             return Done(over)
         with reached(self._url):
+            self._writes.settle()
             if self._writes.waiting:
                 waiting = self._writes.trials[min(self._writes.waiting)]
                 again = replace(waiting, state=TrialState.RUNNING, attempt=waiting.attempt + 1, reason="")

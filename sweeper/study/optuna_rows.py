@@ -86,19 +86,6 @@ _CREATED = (
     .where(_TRIALS.c.study_id == sa.bindparam("study_id"), _TRIALS.c.trial_id > sa.bindparam("after"))
     .order_by(_TRIALS.c.number)
 )
-_REPORT = (
-    sa.insert(_CURVE)
-    .from_select(
-        ["trial_id", "step", "intermediate_value", "intermediate_value_type"],
-        sa.select(
-            _TRIALS.c.trial_id,
-            sa.bindparam("step", type_=_CURVE.c.step.type),
-            sa.bindparam("value", type_=_CURVE.c.intermediate_value.type),
-            sa.literal("FINITE", _CURVE.c.intermediate_value_type.type),
-        ).where(_TRIALS.c.trial_id == sa.bindparam("id"), _TRIALS.c.state == OptunaState.RUNNING),
-    )
-    .execution_options(preserve_rowcount=True)
-)
 _IDS: sa.BindParameter[int] = sa.bindparam("ids", expanding=True)
 _RUNNING = (
     sa.select(_TRIALS.c.trial_id).where(_TRIALS.c.trial_id.in_(_IDS), _TRIALS.c.state == OptunaState.RUNNING).with_for_update()
@@ -182,10 +169,18 @@ def create(
     return ids
 
 
-def report(connection: sa.Connection, values: Sequence[Value]) -> bool:
-    """Writes finite values at steps that have none; False if some were not written, since their trial is not RUNNING."""
-    rows = [{"id": value.trial_id, "step": value.step, "value": value.value} for value in values]
-    return not rows or bool(connection.execute(_REPORT, rows).rowcount == len(rows))
+def report(connection: sa.Connection, values: Sequence[Value]) -> list[Value]:
+    """Writes finite values at steps that have none; returns those that were not written, since their trial is not RUNNING."""
+    # Not one statement for both: how many rows several of them wrote is something that drivers do not agree on.
+    running = set(connection.execute(_RUNNING, {"ids": [value.trial_id for value in values]}).scalars())
+    rows = [
+        {"trial_id": value.trial_id, "step": value.step, "intermediate_value": value.value, "intermediate_value_type": "FINITE"}
+        for value in values
+        if value.trial_id in running
+    ]
+    if rows:
+        connection.execute(sa.insert(_CURVE), rows)
+    return [value for value in values if value.trial_id not in running]
 
 
 def finish(connection: sa.Connection, ends: Sequence[End], distributions: Mapping[str, BaseDistribution]) -> dict[int, FrozenTrial]:

@@ -134,10 +134,12 @@ class OptunaStore:
         """Intermediate values. Optuna takes none where there are several objectives."""
         if not self._single:
             return
-        slow = [value for value in values if not self._rows or value.again or not is_number(value.value)]
-        plain = [value for value in values if value not in slow] if slow else values
-        if not optuna_rows.report(connection, plain):
-            slow = list(values)  # told again one by one, which changes none that was written
+        plain: list[Value] = []
+        slow: list[Value] = []
+        for value in values:
+            (plain if self._rows and not value.again and is_number(value.value) else slow).append(value)
+        if plain:
+            slow += optuna_rows.report(connection, plain)
         for value in slow:
             # Somebody may have ended the trial by hand; the next opening says so.
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):

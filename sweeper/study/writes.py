@@ -99,6 +99,11 @@ class StudyWrites:
         for end, trial in zip(batch.ends, told, strict=True):
             self._sampling.learn(end.number, trial)
 
+    def settle(self) -> None:
+        """Commits what was told since the last start, so that the sampler knows of it."""
+        if not self._batch.starts:
+            self.flush()
+
     def _take_back(self) -> None:
         """Memory as it was before what is not committed."""
         known, self._batch = self._batch.known, Batch()

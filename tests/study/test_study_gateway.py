@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import optuna
 import pytest
@@ -441,3 +443,19 @@ def test_what_could_not_be_kept_together_is_as_if_it_had_not_been_told(sqlite: s
     gateway.close()
     assert [trial.state.name for trial in optuna_trials(sqlite)[:2]] == ["COMPLETE", "FAIL"]
     assert [row.finish_order for row in gateway._writes.trials.values()][:2] == [1, 0]
+
+
+def test_a_trial_asked_for_together_with_an_end_is_drawn_with_it_known(sqlite: str, tmp_path: Path) -> None:
+    def drawn(url: str, together: Callable[[Gateway], AbstractContextManager[None]]) -> object:
+        gateway = Gateway.open(url, make_plan(search={"trials": 9, "startup_trials": 2}), driver="test")
+        for number in range(4):
+            gateway.end(next_trial(gateway).number, completed(0.2 * number))
+        last = next_trial(gateway)
+        with together(gateway):
+            gateway.end(last.number, completed(0.9))
+            params = next_trial(gateway).params
+        gateway.close()
+        return params
+
+    apart = drawn(f"sqlite:///{tmp_path / 'apart.db'}", lambda _: nullcontext())
+    assert drawn(sqlite, Gateway.together) == apart
