@@ -5,7 +5,7 @@
 `base` is the process with the model (on a GPU what is allocated there). A slot is 16 bytes a trainable number, 20 where the best
 weights are kept, of the heaviest trial that the space holds. Activations are counted on passes through two slices of the model, at
 two sizes each: exactly, by the bytes of all tensors alive at once on the CPU, by the allocator on a GPU; so the forecast of a model
-of any depth needs three layers. Logits are counted apart, because their number has a bound.
+of any depth needs three layers. Logits are counted apart, because their number has a bound: with a head that knows one token.
 `overhead` is what the C library's allocator leaves unused between tensors: with glibc's a pass took 1.2 to 1.35 times the bytes of
 its tensors on SmolLM2-135M (64 to 1,024 tokens; bf16 the least), up to 1.5 times on a small model with passes of many sizes. The
 forecast of the whole process was within 5 % of the truth for 1 to 16 trials on SmolLM2-135M. With MALLOC_MMAP_THRESHOLD_=262144
@@ -19,8 +19,8 @@ import json
 import re
 import resource
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sweeper.data.tokens import TokenRow
 from sweeper.engine.base import EngineSetup
 from sweeper.engine.head import SLICE
 from sweeper.engine.knee import work_key
@@ -133,7 +134,7 @@ def measure_pass(net: LoraNet, work: Workload) -> tuple[float, float]:
     shallow, deep = 1, min(LAYERS, net.depth)
     peaks: dict[int, tuple[float, float]] = {}
     for layers in dict.fromkeys((shallow, deep)):
-        with slice_of(net, work.params, layers) as part:
+        with slice_of(net, work.params, layers) as part, _without_logits(net):
             peaks[layers] = _line(part.train, work, max(FEW, work.shortest), net.packed.device)
     factor = (net.depth - shallow) / (deep - shallow) if deep > shallow else 0.0
     fixed, token = (max(0.0, low + (high - low) * factor) for low, high in zip(peaks[shallow], peaks[deep], strict=True))
@@ -144,7 +145,7 @@ def _line(run: Callable[[Sequence[Chunk]], Any], work: Workload, small: int, dev
     """Bytes of any pass, and of each token, from a pass of about `small` tokens and one of four times as many."""
     points: list[tuple[int, int]] = []
     for tokens in (small, 4 * small):
-        chunks = [replace(chunk, rows=[_with_one_target(row) for row in chunk.rows]) for chunk in work.chunks(tokens)]
+        chunks = [replace(chunk, rows=[_of_one_token(row) for row in chunk.rows]) for chunk in work.chunks(tokens)]
         run(chunks)  # what is allocated once and kept is not the second pass's
         size = sum(len(row.ids) for chunk in chunks for row in chunk.rows)
         points.append((size, peak_bytes(partial(run, chunks), device)))
@@ -155,10 +156,19 @@ def _line(run: Callable[[Sequence[Chunk]], Any], work: Workload, small: int, dev
     return low - slope * a, slope
 
 
-def _with_one_target(row: Any) -> Any:
-    target = np.zeros(len(row.ids), np.bool_)
-    target[-1] = True
-    return replace(row, target=target)
+@contextmanager
+def _without_logits(net: LoraNet) -> Iterator[None]:
+    """While open, the head knows one token."""
+    net.packed.vocabulary = 1
+    try:
+        yield
+    finally:
+        net.packed.vocabulary = None
+
+
+def _of_one_token(row: TokenRow) -> TokenRow:
+    """As many tokens, and as many of them predicted, but all the first of the vocabulary."""
+    return replace(row, ids=np.zeros_like(row.ids))
 
 
 def _density(work: Workload) -> float:

@@ -3,12 +3,13 @@
 The model's own layers do the arithmetic; only its attention is replaced (`attention.py`), its linear layers may be
 (`lora.py`), and its head is never called (`head.py`). What a trial reads from it (losses, label scores, decoded tokens) is here;
 what it trains is in `lora_net.py` and `full.py`.
-Does not know optimizers or budgets. Cost: the model's forward pass, and no logits where no label is.
+Does not know optimizers or budgets. Cost: the model's forward pass, its last layer (`last.py`) and logits only where a label is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -21,6 +22,7 @@ from torch import Tensor
 from sweeper.data.tokens import TokenRow
 from sweeper.engine.attention import NAME, RowCache, attach
 from sweeper.engine.head import best_tokens, head_losses, target_log_probs
+from sweeper.engine.last import last_layer_at
 from sweeper.engine.layout import Current, Layout, Part, RowInput, build
 from sweeper.engine.model import linear_names, load_model, recompute_activations
 from sweeper.engine.prefix import Prefix
@@ -53,6 +55,7 @@ class PackedModel:
             self.current.spare = spare_rows(self.model.get_submodule(path).weight.shape[0] for path in linear_names(self.model))
         self._backbone = self.model.base_model
         self.prefix: Prefix | None = None
+        self.vocabulary: int | None = None  # tokens that the head knows, where it is not all: who counts bytes counts logits apart
         self._checkpointing = checkpointing
         if checkpointing:
             recompute_activations(self.model)
@@ -61,7 +64,7 @@ class PackedModel:
     def head(self) -> Tensor:
         """The head's weight [V, d]."""
         weight: Tensor = self.model.get_output_embeddings().weight
-        return weight
+        return weight[: self.vocabulary]
 
     def train(self, chunks: Sequence[Chunk], dropout: bool) -> list[float]:
         """Forward and backward of `chunks` together; returns each chunk's weighted loss. Gradients are added where they belong.
@@ -77,13 +80,9 @@ class PackedModel:
             for x in ([c.weight for c in chunks], [c.smoothing for c in chunks])
         )
         self.model.train(dropout or self._checkpointing)
-        self.current.layout = layout
-        try:
-            hidden = self._hidden(layout)[places.to(self.device)]
+        with self._states(layout, places) as hidden:
             losses = head_losses(hidden, self.head, targets.to(self.device), scale, smoothing)
             losses.sum().backward()  # type: ignore[no-untyped-call]
-        finally:
-            self.current.layout = None
         return [float(part.double().sum().item()) for part in torch.split(losses.detach(), per_chunk)]
 
     @torch.no_grad()
@@ -91,7 +90,7 @@ class PackedModel:
         """Summed -log p over the target tokens, and their number, of each row; for each (slot, rows) asked."""
         layout = self._layout([Part(slot, [RowInput(row.ids) for row in rows]) for slot, rows in asked])
         places, targets, counts = _targets(layout, [row for _, rows in asked for row in rows])
-        values = target_log_probs(self._read(layout)[places.to(self.device)], self.head, targets.to(self.device))
+        values = target_log_probs(self._read(layout, places), self.head, targets.to(self.device))
         out = iter([(-float(part.double().sum().item()), len(part)) for part in torch.split(values, counts)])
         return [[next(out) for _ in rows] for _, rows in asked]
 
@@ -112,10 +111,10 @@ class PackedModel:
         within = np.concatenate([[0, *range(at, at + length)] for at, length in zip(begins, branches, strict=True)])
         width = 1 + len(tails)
         last = np.array([start + len(prompt) - 1 for start, prompt in zip(layout.starts, prompts, strict=True)])
-        index = torch.from_numpy((last[:, None] + np.arange(width)).ravel()).to(self.device)
+        index = torch.from_numpy((last[:, None] + np.arange(width)).ravel())
         at = torch.from_numpy((width * np.arange(len(prompts))[:, None] + within).ravel()).to(self.device)
         targets = torch.tensor([token for label in labels for token in label], device=self.device).repeat(len(prompts))
-        values = target_log_probs(self._read(layout)[index], self.head, targets, at).double().cpu().numpy()
+        values = target_log_probs(self._read(layout, index), self.head, targets, at).double().cpu().numpy()
         ends = np.cumsum([0, *(len(label) for label in labels)])
         scores = np.add.reduceat(values.reshape(len(prompts), -1), ends[:-1], axis=1).astype(np.float32)
         return np.split(scores, np.cumsum([len(rows) for _, rows in asked])[:-1])
@@ -139,7 +138,7 @@ class PackedModel:
             ]
             layout = self._layout(parts, cache)
             ends = [start + len(row.ids) - 1 for start, row in zip(layout.starts, inputs, strict=True)]
-            chosen = best_tokens(self._read(layout)[torch.tensor(ends, device=self.device)], self.head).tolist()
+            chosen = best_tokens(self._read(layout, torch.tensor(ends)), self.head).tolist()
             cache.advance([len(row.ids) for row in inputs])
             left = [(row, token) for row, token in zip(going, chosen, strict=True) if token != end_id]
             for row, token in left:
@@ -161,22 +160,25 @@ class PackedModel:
     def _layout(self, parts: Sequence[Part], cache: RowCache | None = None) -> Layout:
         return build(parts, self.device, cache, self.current.spare)
 
-    def _read(self, layout: Layout) -> Tensor:
-        """Hidden states [T, d] in eval mode."""
+    def _read(self, layout: Layout, places: Tensor) -> Tensor:
+        """Last hidden states [n, d] of tokens `places` (int64 [n], rising) in eval mode."""
         self.model.eval()
+        with self._states(layout, places) as hidden:
+            return hidden
+
+    @contextmanager
+    def _states(self, layout: Layout, places: Tensor) -> Iterator[Tensor]:
+        """Last hidden states [n, d] of tokens `places`. A backward pass belongs inside: layers it recomputes look for `layout`."""
         self.current.layout = layout
         try:
-            return self._hidden(layout)
+            with last_layer_at(self._backbone, self.current, layout, places) as at_places:
+                if self.prefix is not None and layout.cache is None:
+                    yield at_places(self.prefix.hidden(layout))
+                else:
+                    out = self._backbone(input_ids=layout.ids[None], position_ids=layout.positions[None], use_cache=False)
+                    yield at_places(out.last_hidden_state[0])
         finally:
             self.current.layout = None
-
-    def _hidden(self, layout: Layout) -> Tensor:
-        """Last hidden states [T, d]."""
-        if self.prefix is not None and layout.cache is None:
-            return self.prefix.hidden(layout)
-        out = self._backbone(input_ids=layout.ids[None], position_ids=layout.positions[None], use_cache=False)
-        hidden: Tensor = out.last_hidden_state[0]
-        return hidden
 
 
 def _targets(layout: Layout, rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor, list[int]]:

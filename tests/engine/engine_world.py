@@ -6,7 +6,7 @@ Models have 2 layers, hidden size 64 and 300 tokens, so that a test takes second
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,11 @@ def write_rows(folder: Path, rows: Sequence[TokenRow], task: str) -> TokenSet:
     text = [" ".join(f"w{token}" for token in row.ids[row.prompt :] if token != END) for row in rows]
     write_token_set(folder, info, rows, pa.table({"row_id": names, "reference": text}))
     return TokenSet(folder)
+
+
+def predict_all(rows: Sequence[TokenRow]) -> list[TokenRow]:
+    """The same rows, every token of which is predicted."""
+    return [replace(row, target=np.ones(len(row.ids), bool)) for row in rows]
 
 
 @dataclass

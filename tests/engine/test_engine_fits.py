@@ -13,7 +13,7 @@ from sweeper.engine.lora_net import LoraNet
 from sweeper.engine.workload import workload
 from sweeper.errors import ModelError
 from sweeper.spec.models import TrainingSpec
-from tests.engine.engine_world import World
+from tests.engine.engine_world import World, classify_rows, predict_all, write_rows
 
 
 @pytest.mark.parametrize("changes", [{}, {"dropout": 0.1}, {"gradient_checkpointing": True}], ids=str)
@@ -22,7 +22,7 @@ def test_a_token_is_estimated_within_a_sixth(make_world: Callable[..., World], f
     world = make_world(family)
     training = world.setup(training={"rank": 4, **changes}).training
     net = LoraNet(world.setup(training={"rank": 4, **changes}))
-    work = workload(training, world.train, 64)
+    work = workload(training, write_rows(world.root / "all", predict_all(classify_rows(48, 1)), "text"), 64)
     found = estimate(world.model, training)
     assert found.token == pytest.approx(measure_pass(net, work)[1], rel=1 / 6)
     assert found.slot == 16 * net.trainable(work.params)
