@@ -1,6 +1,7 @@
 """The worker of the `packed` executor: a Ray actor around one engine with many slots, which lives as long as the sweep.
 
     hello                    who and where it is, before anything is loaded
+    warm                     imports what an engine needs; asked where nobody knows yet what it will train
     open                     builds the engine: what it found out about its room
     work (orders)            decisions, then new trials, then steps until there is something to say, at most about a second
     preempt                  checkpoints every trial and lets go of it
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -66,8 +68,8 @@ class Message:
 class EngineActor:
     """The actor. One thread, calls in the order they were sent."""
 
-    def __init__(self, porter: str, namespace: str) -> None:
-        self._porter = ray.get_actor(porter, namespace)
+    def __init__(self) -> None:
+        self._porter: Any = None
         self._engine: Engine | None = None
         self._parked: set[int] = set()
         self._events: list[Event] = []
@@ -76,9 +78,15 @@ class EngineActor:
         """This worker's process, and its node."""
         return os.getpid(), str(ray.get_runtime_context().get_node_id())
 
-    def open(self, limits: Limits) -> Message:
-        """Fetches what this node lacks and builds the engine."""
-        return self._message(lambda: self._build(limits))
+    def warm(self, threads: int) -> None:
+        """Imports what an engine of `threads` threads needs: most of the time that `open` would take."""
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        import sweeper.engine.engine
+        import sweeper.engine.lora_net  # noqa: F401
+
+    def open(self, porter: tuple[str, str], limits: Limits) -> Message:
+        """Fetches what this node lacks from `porter` (name, namespace) and builds the engine."""
+        return self._message(lambda: self._build(porter, limits))
 
     def work(self, orders: Orders) -> Message:
         """Carries out `orders`."""
@@ -145,7 +153,8 @@ class EngineActor:
         if self._engine is not None:
             self._say(self._engine.preempt())
 
-    def _build(self, limits: Limits) -> Capacity:
+    def _build(self, porter: tuple[str, str], limits: Limits) -> Capacity:
+        self._porter = ray.get_actor(*porter)
         plan: Plan = ray.get(self._porter.plan.remote())
         os.environ["OMP_NUM_THREADS"] = str(plan.setup.threads)
         setup = shared_pages(limited(receive(plan.setup, plan.kinds, self._porter), limits), limits.share)

@@ -52,6 +52,7 @@ def cluster(spec: ExecutorSpec) -> Iterator[Room]:
 
     Raises ResourceError if the address does not answer, or if no node can hold a trial.
     """
+    await_ending()
     ours = not ray.is_initialized()
     if ours:
         _connect(spec)
@@ -60,6 +61,21 @@ def cluster(spec: ExecutorSpec) -> Iterator[Room]:
     finally:
         if ours:
             ray.shutdown()
+
+
+_ending: set[threading.Thread] = set()
+
+
+def ends_with(thread: threading.Thread) -> None:
+    """The cluster will be left by `thread`, which nobody waits for before somebody needs a cluster again."""
+    _ending.add(thread)
+
+
+def await_ending() -> None:
+    """Waits for a cluster that is being left."""
+    for thread in _ending - {threading.current_thread()}:
+        thread.join()
+        _ending.discard(thread)
 
 
 def room(spec: ExecutorSpec, nodes: list[dict[str, Any]]) -> Room:

@@ -9,16 +9,22 @@ its work in `run`.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sweeper.engine.base import EngineSetup
 from sweeper.engine.depot import FolderDepot
+from sweeper.engine.targets import FAMILIES
 from sweeper.errors import ModelError
 from sweeper.executors.base import EngineFactory, Unwatched, Watch, trial_engine
 from sweeper.executors.local import LocalExecutor
 from sweeper.records import Executor
 from sweeper.spec.models import SweepSpec
+
+if TYPE_CHECKING:
+    from sweeper.executors.begun import Begun
 
 DETERMINISTIC_SLOTS = 4
 """Trials at once in one engine where nothing may be measured and `executor.slots` is not given."""
@@ -53,6 +59,28 @@ def choose(spec: SweepSpec, model: Path | str) -> Choice:
     return Choice("tune", False, f"executor.kind {executor.kind} is tune here: {why}")
 
 
+def begin(spec: SweepSpec) -> Begun | None:
+    """Begins the local cluster and its engines for a sweep whose model and rows are not ready yet, where it will surely want them.
+
+    None where that is not known, where the cluster is another's, and where the order, and with it the engines, is the study's.
+    """
+    executor = spec.executor
+    packs = executor.kind in ("auto", "packed") and spec.training.method == "lora" and (executor.gpus or 0) <= 1
+    if not packs or executor.address is not None or spec.search.deterministic or not _known_family(Path(spec.model.name)):
+        return None
+    from sweeper.executors.begun import begin_cluster
+
+    return begin_cluster(executor)
+
+
+def _known_family(model: Path) -> bool:
+    """Whether the packed engine knows the model by its name, as far as that can be read here; a file or hub id may be anything."""
+    try:
+        return json.loads((model.expanduser() / "config.json").read_text()).get("model_type") in FAMILIES
+    except (OSError, ValueError, AttributeError):
+        return not model.expanduser().is_dir()
+
+
 def _why_not_packed(spec: SweepSpec, model: Path | str) -> str:
     """Why trials cannot share the base model; empty where they can."""
     if spec.training.method == "full":
@@ -69,9 +97,11 @@ def build_executor(
     factory: EngineFactory = trial_engine,
     watch: Watch | None = None,
     choice: Choice | None = None,
+    begun: Begun | None = None,
 ) -> Executor:
     """The executor of `spec.executor`. Files that outlive a worker go below `depot_root`, or to `executor.storage_path`.
 
+    `begun` is the cluster where it was begun ahead, for this very `spec.executor`.
     Fills in what of `setup` is the executor's: threads, slots, memory, and with Ray the device and the worker's name.
     """
     told = watch or Unwatched()
@@ -84,7 +114,9 @@ def build_executor(
     if chosen.kind == "packed":
         from sweeper.executors.packed import PackedExecutor
 
-        return PackedExecutor(setup, depot_root, spec.executor, factory, told)
+        return PackedExecutor(setup, depot_root, spec.executor, factory, told, begun=begun)
+    if begun is not None:
+        begun.forgo()
     from sweeper.executors.tune import TuneExecutor
 
     return TuneExecutor(setup, depot_root, spec.executor, factory)

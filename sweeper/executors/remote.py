@@ -15,7 +15,7 @@ import enum
 import os
 import signal
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -56,6 +56,20 @@ class EngineHungError(EngineLostError):
     """It has a process, which may be deaf."""
 
 
+@dataclass(frozen=True)
+class AskedActor:
+    """An actor that the cluster was asked for, with its first call under way."""
+
+    actor: Any
+    hello: Any
+
+
+def ask_actor(room: Room) -> AskedActor:
+    """Asks for an actor with what `room` gives each. Returns at once."""
+    actor = ray.remote(EngineActor).options(num_cpus=room.cpus, num_gpus=room.gpus, max_restarts=0, max_task_retries=0).remote()
+    return AskedActor(actor, actor.hello.remote())
+
+
 class RemoteEngine:
     """See above. `inside` are the trials handed out to it, `parked` those of them that wait for a decision, `reached` the examples
     that each has told of."""
@@ -81,17 +95,14 @@ class RemoteEngine:
         self._longest = 0.0
         self._waited = 0.0
 
-    def start(self, limits: Limits) -> None:
-        """A new actor, once the cluster has room for it."""
+    def start(self, limits: Limits, asked: AskedActor | None = None) -> None:
+        """A new actor, once the cluster has room for it; or the one that was asked for before."""
         self.limits = limits
         self.phase = Phase.STARTING
         self._longest = 0.0
-        self._actor = (
-            ray.remote(EngineActor)
-            .options(num_cpus=self._room.cpus, num_gpus=self._room.gpus, max_restarts=0, max_task_retries=0)
-            .remote(*self._porter)
-        )
-        self._send(self._actor.hello.remote())
+        asked = asked or ask_actor(self._room)
+        self._actor = asked.actor
+        self._send(asked.hello)
 
     @property
     def free(self) -> int:
@@ -191,7 +202,7 @@ class RemoteEngine:
             self._pid, self._node = said
             self.limits = replace(self.limits, share=self._room.share(self._node))
             self.phase = Phase.OPENING
-            self._send(self._actor.open.remote(self.limits))
+            self._send(self._actor.open.remote(self._porter, self.limits))
             return Message()
         message: Message = said
         if self.phase is Phase.OPENING and message.capacity is not None:

@@ -26,6 +26,7 @@ from sweeper.spec.load import load_spec
 from sweeper.spec.models import SweepSpec
 from sweeper.study.gateway import Gateway
 from sweeper.study.read import StudyReader
+from sweeper.sweep.ahead import begin_ahead
 from sweeper.sweep.depot import DriverDepot
 from sweeper.sweep.home import Home
 from sweeper.sweep.listen import Listener, Silent
@@ -37,6 +38,7 @@ from sweeper.sweep.source import SweepSource
 from sweeper.tracking.privacy import quiet
 
 if TYPE_CHECKING:
+    from sweeper.executors.begun import Begun
     from sweeper.sweep.outbox import Outbox
 
 DRAIN_SECONDS = 60.0
@@ -72,11 +74,18 @@ def run(
     asked = load_spec(_as_source(spec), overrides)
     watch = listener or Silent()
     place = Home.at(home)
+    begun = begin_ahead(asked, place)
     try:
         ready = prepare(asked, place, watch.progress, watch.notice)
         with sigterm_interrupts():
-            return _run(ready, watch, started)
+            result = _run(ready, watch, started, begun)
+        if begun is not None:
+            begun.end()
+            begun.left()
+        return result
     finally:
+        if begun is not None:
+            begun.end()
         watch.finish()
 
 
@@ -84,7 +93,7 @@ def _as_source(spec: SweepSpec | Mapping[str, object] | Path | str) -> Mapping[s
     return spec.model_dump(mode="json", by_alias=True, exclude_unset=True) if isinstance(spec, SweepSpec) else spec
 
 
-def _run(ready: Prepared, watch: Listener, started: float) -> SweepResult:
+def _run(ready: Prepared, watch: Listener, started: float, begun: Begun | None) -> SweepResult:
     name = ready.spec.name
     who = f"{socket.gethostname()}:{os.getpid()}"
     gateway = Gateway.open(ready.storage, ready.plan, driver=who, device=held_device(ready.spec))
@@ -96,7 +105,7 @@ def _run(ready: Prepared, watch: Listener, started: float) -> SweepResult:
         outbox = _open_outbox(ready, gateway, watch)
         try:
             if not gateway.finished():
-                _train(ready, gateway, watch, outbox, started)
+                _train(ready, gateway, watch, outbox, started, begun)
             return _conclude(ready, gateway, watch, outbox, started)
         finally:
             outbox.stop()
@@ -108,15 +117,17 @@ def _mlflow_uri(spec: SweepSpec) -> str | None:
     return next((tracker.uri for tracker in spec.tracking if tracker.kind == "mlflow"), None)
 
 
-def _train(ready: Prepared, gateway: Gateway, watch: Listener, outbox: Outbox, started: float) -> None:
+def _train(ready: Prepared, gateway: Gateway, watch: Listener, outbox: Outbox, started: float, begun: Begun | None) -> None:
     from sweeper.executors.factory import build_executor
     from sweeper.sweep.expect import Expecting
 
     log = SharingLog(gateway.ledger, gateway.term, ready.choice.kind, watch)
     expecting = Expecting(ready, gateway, watch, log)
     source = SweepSource(gateway, expecting, DriverDepot(ready.home, ready.spec.executor))
-    executor = build_executor(ready.arranged(), ready.engine_setup(), ready.home.depot, watch=expecting, choice=ready.choice)
     try:
+        executor = build_executor(
+            ready.arranged(), ready.engine_setup(), ready.home.depot, watch=expecting, choice=ready.choice, begun=begun
+        )
         expecting.train()
         executor.run(source)
         expecting.trained()

@@ -144,3 +144,24 @@ def test_the_token_of_a_local_cluster_is_its_owner_s_alone(tmp_path: Path) -> No
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
     subprocess.run([sys.executable, "-c", code], env={**environment, "HOME": str(tmp_path)}, check=True, timeout=120)
     assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_cluster_that_was_begun_goes_to_another_executor_and_then_makes_room_for_the_next(tmp_path: Path) -> None:
+    code = (
+        "import ray\n"
+        "from sweeper.executors.begun import begin_cluster\n"
+        "from sweeper.executors.cluster import cluster\n"
+        "from sweeper.spec.models import ExecutorSpec\n"
+        "spec = ExecutorSpec(workers=1)\n"
+        "begun = begin_cluster(spec)\n"
+        "begun.forgo()\n"
+        "with cluster(spec) as room:\n"
+        "    assert room.workers == 1\n"
+        "    assert ray.get(ray.remote(lambda: 7).options(num_cpus=1).remote(), timeout=30) == 7, 'no actor holds the CPU'\n"
+        "assert ray.is_initialized() and begin_cluster(spec) is None\n"
+        "begun.end()\n"
+        "with cluster(ExecutorSpec(workers=3)) as room:\n"
+        "    assert room.workers == 3, 'a cluster of its own'\n"
+        "assert not ray.is_initialized()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "HOME": str(tmp_path)}, check=True, timeout=120)
