@@ -87,6 +87,20 @@ def test_a_manifest_names_content_not_place(tmp_path: Path) -> None:
     assert dict(manifest(tmp_path / "one", skip={".bin"}).files) == {"deep/b.txt": 1, "empty": 0}
 
 
+def test_a_folder_is_read_once_for_its_name_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sweeper.executors.cache._WORTH_KEEPING", 0)
+    source = folder_of(tmp_path / "source")
+    at_once = manifest(source)
+    assert not (tmp_path / "cache").exists(), "a file written a moment ago may be written again within its time"
+    monkeypatch.setattr("sweeper.executors.cache._SETTLED_SECONDS", 0.0)
+    assert manifest(source) == at_once
+    monkeypatch.setattr("sweeper.executors.cache._content", lambda *_: "read again")
+    assert manifest(source) == at_once
+    (source / "a.bin").write_bytes(b"b" * 100)
+    assert manifest(source).key == "read again"
+
+
 def _fetch(source: Path, log: Path) -> None:
     cached("train", manifest(source), reader(source, log))
 
