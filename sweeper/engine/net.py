@@ -66,8 +66,9 @@ def build_net(setup: EngineSetup) -> Net:
     from sweeper.engine.full import FullNet
     from sweeper.engine.lora_net import LoraNet
     from sweeper.engine.model import knows, load_config
-    from sweeper.engine.peft_net import PlainNet
 
     if not knows(load_config(setup.model, setup.trust_remote_code)):
+        from sweeper.engine.peft_net import PlainNet  # the import of peft takes a second, and nobody else needs it
+
         return PlainNet(setup)
     return LoraNet(setup) if setup.training.method == "lora" else FullNet(setup)
