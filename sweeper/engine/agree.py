@@ -1,29 +1,35 @@
 """Does bf16 learn here as fp32 does? A few real steps in both, and their losses side by side.
 
 The default configuration takes STEPS steps on ROWS short training rows each (random tokens where there are no rows yet), with the
-same weights and dropout masks; every step's loss in bf16 must lie within TOLERANCE of fp32's.
+same weights and dropout masks; every step's loss in bf16 must lie within TOLERANCE of fp32's. The losses are kept on the node, for
+the next study of the same model, rows and default configuration.
 Does not know which is faster (`dtypes.py`). Cost: the model is loaded twice, one after the other, and takes 2 * STEPS passes: about
-6 s for 135M parameters on one core. Models of more than MOST_PARAMETERS are not compared: loading one twice takes minutes.
+6 s for 135M parameters on one core, once. Models of more than MOST_PARAMETERS are not compared: loading one twice takes minutes.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 
 from sweeper.data.tokens import TokenRow, TokenSet
 from sweeper.engine.base import EngineSetup
 from sweeper.engine.batch import target_tokens
+from sweeper.engine.knee import device_name, digest
 from sweeper.engine.memory import let_go
 from sweeper.engine.net import build_net
+from sweeper.engine.node import cache_root, kept
 from sweeper.engine.packed import Chunk
 from sweeper.engine.workload import default_params
 from sweeper.spec.models import EvaluateSpec, TrainingSpec
 
+FORMAT = 1  # to be raised with what is compared below
 STEPS = 4
 ROWS = 4
 ROW_TOKENS = 64
@@ -50,9 +56,51 @@ class Agreement:
         """Whether bf16 may stand for fp32."""
         return self.worst <= TOLERANCE
 
+    @classmethod
+    def from_json(cls, text: str) -> Agreement:
+        """As it was kept. Raises ValueError if it is none."""
+        try:
+            raw = json.loads(text)
+            fp32, bf16 = (tuple(float(loss) for loss in raw[dtype]) for dtype in ("fp32", "bf16"))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is no agreement: {error}") from error
+        if len(fp32) != STEPS or len(bf16) != STEPS:
+            raise ValueError("this is no agreement: it is of another number of steps")
+        return cls(fp32, bf16)
+
     def __str__(self) -> str:
         relation = "within" if self.agrees else "not within"
         return f"the losses of {len(self.fp32)} steps differ by {self.worst:.2%} at most, {relation} {TOLERANCE:.0%}"
+
+
+def compared(
+    training: TrainingSpec,
+    model: Path,
+    data: TokenSet | None = None,
+    vocabulary: int = 256,
+    device: str = "cpu",
+    threads: int = 1,
+    trust_remote_code: bool = False,
+) -> Agreement:
+    """What `compare` gives, or gave on this node for the same files, configuration and versions."""
+    files = ((file.name, file.stat()) for file in sorted(Path(model).iterdir()) if file.is_file())
+    depends = {
+        "format": FORMAT,
+        "training": training.model_dump(mode="json"),
+        "model": [str(Path(model).resolve()), *((name, facts.st_size, facts.st_mtime_ns) for name, facts in files)],
+        "rows": data.info.tokens_fingerprint if data is not None else vocabulary,
+        "device": device_name(device),
+        "threads": threads,
+        "versions": [torch.__version__, transformers.__version__],
+    }
+    path = cache_root() / "agreements" / f"{digest(depends)}.json"
+    found: Agreement = kept(
+        path,
+        Agreement.from_json,
+        lambda: compare(training, model, data, vocabulary, device, threads, trust_remote_code),
+        lambda made: json.dumps(asdict(made)),
+    )
+    return found
 
 
 def compare(

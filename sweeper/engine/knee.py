@@ -20,7 +20,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def take_turns(
 
 def work_key(setup: EngineSetup, net: LoraNet, work: Workload) -> str:
     """32 hex digits that stand for all that a pass of such work depends on. Lengths of rows count by their power of two."""
-    return _digest(
+    return digest(
         {
             **_base_facts(setup, net),
             "depth": net.depth,
@@ -111,13 +111,13 @@ def work_key(setup: EngineSetup, net: LoraNet, work: Workload) -> str:
 
 def base_key(setup: EngineSetup, net: LoraNet) -> str:
     """The same for the products of the frozen model alone."""
-    return _digest(_base_facts(setup, net))
+    return digest(_base_facts(setup, net))
 
 
 def _base_facts(setup: EngineSetup, net: LoraNet) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "device": _device_name(setup.device),
+        "device": device_name(setup.device),
         "threads": setup.threads,
         "config": {key: value for key, value in net.packed.model.config.to_dict().items() if not key.startswith("_")},
         "dtype": setup.training.dtype,
@@ -126,11 +126,12 @@ def _base_facts(setup: EngineSetup, net: LoraNet) -> dict[str, Any]:
     }
 
 
-def _digest(facts: dict[str, Any]) -> str:
+def digest(facts: Mapping[str, Any]) -> str:
+    """32 hex digits that stand for `facts`."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
     """The GPU's name, or the processor's with its number of cores."""
     kind = torch.device(device)
     if kind.type == "cuda":

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sweeper.data.tokens import TokenSet
-from sweeper.engine.agree import MOST_PARAMETERS, compare
+from sweeper.engine.agree import MOST_PARAMETERS, compared
 from sweeper.engine.dtypes import layer_shapes, measure
 from sweeper.engine.model import (
     check_folder,
@@ -120,5 +120,5 @@ def _choose_dtype(
         )
     rows = TokenSet(data) if data is not None else None
     vocabulary = int(model.config.get_text_config().vocab_size)
-    found = compare(training, folder, rows, vocabulary, device, threads, trust_remote_code)
+    found = compared(training, folder, rows, vocabulary, device, threads, trust_remote_code)
     return ("bf16" if found.agrees else "fp32"), f"{measured}; {found}"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from sweeper.engine.agree import Agreement, compare
+from sweeper.engine.agree import Agreement, compare, compared
 from sweeper.engine.dtypes import Measured, layer_shapes, measure
 from sweeper.engine.frozen import Dense, HalfDense
 from sweeper.engine.probe import resolve_training
@@ -79,6 +80,29 @@ def test_losses_of_both_dtypes_are_compared_on_the_studys_rows(world: World) -> 
     assert compare(training, world.model, vocabulary=VOCAB).worst < 0.05  # before there are rows
 
 
+def test_losses_are_compared_once_a_node_and_configuration(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWEEPER_CACHE", str(tmp_path))
+    made: list[TrainingSpec] = []
+
+    def counted(training: TrainingSpec, *_: object) -> Agreement:
+        made.append(training)
+        return Agreement((3.0, 2.9, 2.8, 2.7), (3.0, 2.9, 2.8, float("nan")))
+
+    monkeypatch.setattr("sweeper.engine.agree.compare", counted)
+    training = world.setup().training
+    first, second = (compared(training, world.model, world.train) for _ in range(2))
+    assert str(first) == str(second)
+    assert not second.agrees
+    assert made == [training]
+    compared(training.model_copy(update={"rank": training.rank + 1}), world.model, world.train)
+    assert len(made) == 2
+    file = next((tmp_path / "agreements").glob("*.json"))
+    file.write_text("{}")
+    for rank in (training.rank, training.rank + 1):
+        compared(training.model_copy(update={"rank": rank}), world.model, world.train)
+    assert len(made) == 3, "a file that is none is made anew"
+
+
 def test_bf16_is_left_where_its_losses_differ() -> None:
     assert Agreement((2.0, 1.0), (2.02, 0.99)).agrees
     assert str(Agreement((2.0, 1.0), (2.02, 0.99))) == "the losses of 2 steps differ by 1.00% at most, within 2%"
@@ -90,7 +114,7 @@ def test_auto_says_what_was_measured_and_takes_fp32_where_losses_differ(world: W
     said: list[str] = []
     for ratio, bf16, dtype in ((2.0, (3.0, 2.9), "bf16"), (2.0, (3.0, 2.5), "fp32"), (1.1, (3.0, 2.9), "fp32")):
         monkeypatch.setattr("sweeper.engine.probe.measure", lambda *_, ratio=ratio: Measured(ratio, 1.0))
-        monkeypatch.setattr("sweeper.engine.probe.compare", lambda *_, bf16=bf16: Agreement((3.0, 2.9), bf16))
+        monkeypatch.setattr("sweeper.engine.probe.compared", lambda *_, bf16=bf16: Agreement((3.0, 2.9), bf16))
         chosen = resolve_training(TrainingSpec(), world.model, notice=said.append, data=world.root / "train")
         assert chosen.dtype == dtype
     assert "2.00 times as long" in said[0]
