@@ -51,7 +51,7 @@ CONFIGURATIONS: tuple[dict[str, float], ...] = tuple(
         (2e-3, 32, 0.1, 0.05),
     )
 )
-_SWEEPER = "from sweeper.cli import main; main()"
+_SWEEPER = "from sweeper.cli import command; command()"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -100,8 +102,6 @@ def test_doctor_finds_this_machine_fit(home: Path, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("verb", ["mlflow", "dashboard"])
 def test_the_pages_open_on_this_machine_only(home: Path, verb: str) -> None:
     import socket
-    import subprocess
-    import sys
     import time
 
     with socket.socket() as probe:
@@ -123,3 +123,14 @@ def test_the_pages_open_on_this_machine_only(home: Path, verb: str) -> None:
     finally:
         process.terminate()
         process.communicate(timeout=30)
+
+
+def test_the_installed_command_ends_with_its_code_its_output_and_its_last_functions(tmp_path: Path) -> None:
+    code = "import atexit; atexit.register(print, 'last words'); from sweeper.cli import command; command()"
+    for words, expected, said in (("--help",), 0, "Hyperparameter sweeps"), (("validate", "no.yaml"), 2, "no.yaml"):
+        ended = subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+        )
+        assert ended.returncode == expected
+        assert said in ended.stdout + ended.stderr
+        assert ended.stdout.endswith("last words\n")
