@@ -8,7 +8,7 @@ Once `search.budget` is used up the study *drains*: nothing begins, trials that 
 that they write then, for a run with a larger budget.
 
 Does not know where trials run, what a tracker does with an event, or how a write is made whole (`writes.py`). Not thread-safe;
-its `ledger` is. Cost: on SQLite under 1 ms a report, a fifth of it where several come together, besides the sampler's own.
+its `ledger` is. Cost: on SQLite 1 ms a report or an end and 4 ms an ask, besides the sampler's own (a core at 2 GHz).
 """
 
 from __future__ import annotations

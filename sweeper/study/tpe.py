@@ -5,7 +5,7 @@ anew. Here trials are kept in the order of their values, parameters in one array
 so that several asks in a row share them. What is computed from those, and how, stays Optuna's own code.
 For one objective, and trials that all have the same keys. It stands on names that Optuna does not promise to keep: `fits` says
 whether they are those of the version installed; with another one the caller asks through a study.
-Does not know the space or what an ask is for. Cost: 2 to 3 ms an ask, 1 ms more for the first one after a trial has finished.
+Does not know the space or what an ask is for. Cost: 7 ms an ask at a few hundred finished trials, on a core at 2 GHz.
 """
 
 from __future__ import annotations
