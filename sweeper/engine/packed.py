@@ -64,7 +64,7 @@ class PackedModel:
     def head(self) -> Tensor:
         """The head's weight [V, d]."""
         weight: Tensor = self.model.get_output_embeddings().weight
-        return weight[: self.vocabulary]
+        return weight if self.vocabulary is None else weight[: self.vocabulary]
 
     def train(self, chunks: Sequence[Chunk], dropout: bool) -> list[float]:
         """Forward and backward of `chunks` together; returns each chunk's weighted loss. Gradients are added where they belong.
