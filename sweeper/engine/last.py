@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sweeper.engine.layout import MIN_ROWS, Current, Layout, Segment
+from sweeper.engine.layout import Current, Layout, Segment, filler
 
 _HOME = "transformers.models."
 
@@ -38,7 +38,7 @@ class Chosen:
         self.places = places.to(layout.ids.device)
         self.count = len(places)
         self.total = len(layout.ids)
-        self._fill = max(MIN_ROWS - self.count, spare)
+        self._fill = filler(self.count, spare)
         self.layout = Layout(
             ids=self._filled(layout.ids[self.places]),
             positions=self._filled(layout.positions[self.places]),
@@ -90,11 +90,6 @@ def last_layer_at(backbone: Any, current: Current, layout: Layout, places: Tenso
         del layer.forward
 
 
-def narrows(backbone: Any) -> bool:
-    """Whether the last of `backbone.layers` is of a class that is known."""
-    return _narrow(backbone.layers[-1]) is not None
-
-
 _Narrow = Callable[..., Tensor]
 
 
@@ -114,7 +109,7 @@ def _llama(layer: Any, current: Current, chosen: Chosen, hidden: Tensor, **argum
     with _only_chosen(attention.q_proj, current, chosen, before=True), _only_chosen(attention.o_proj, current, chosen):
         attended = attention(hidden_states=normed, **arguments)[0]
     states = chosen.pick(hidden) + attended
-    with _at(current, chosen.layout):
+    with current.at(chosen.layout):
         fed: Tensor = layer.mlp(layer.post_attention_layernorm(states))
     out: Tensor = states + fed
     return out
@@ -128,7 +123,7 @@ def _neox(layer: Any, current: Current, chosen: Chosen, hidden: Tensor, **argume
     states = chosen.pick(hidden)
     if not layer.use_parallel_residual:
         states = attended + states
-    with _at(current, chosen.layout):
+    with current.at(chosen.layout):
         fed: Tensor = layer.post_mlp_dropout(layer.mlp(layer.post_attention_layernorm(states)))
     return fed + attended + states if layer.use_parallel_residual else fed + states
 
@@ -153,7 +148,7 @@ def _only_chosen(linear: Any, current: Current, chosen: Chosen, before: bool = F
     own = linear.forward
 
     def forward(x: Tensor) -> Tensor:
-        with _at(current, chosen.layout):
+        with current.at(chosen.layout):
             y: Tensor = own(chosen.pick(x))
         return chosen.put_back(y) if before else y
 
@@ -162,13 +157,3 @@ def _only_chosen(linear: Any, current: Current, chosen: Chosen, before: bool = F
         yield
     finally:
         del linear.forward
-
-
-@contextmanager
-def _at(current: Current, layout: Layout) -> Iterator[None]:
-    """While open, adapters find `layout`."""
-    outer, current.layout = current.layout, layout
-    try:
-        yield
-    finally:
-        current.layout = outer

@@ -12,7 +12,8 @@ Knows tensors but no model. Building one costs about 10 microseconds a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -93,6 +94,20 @@ class Current:
             raise RuntimeError("a packed layer was called without a layout")
         return self.layout
 
+    @contextmanager
+    def at(self, layout: Layout) -> Iterator[None]:
+        """While open, `layout` is the one being computed."""
+        outer, self.layout = self.layout, layout
+        try:
+            yield
+        finally:
+            self.layout = outer
+
+
+def filler(rows: int, spare: int) -> int:
+    """How many rows of filler follow `rows` rows, for products of at least MIN_ROWS and `spare` at the end."""
+    return max(0, MIN_ROWS - rows, spare)
+
 
 def build(parts: Sequence[Part], device: torch.device | str, cache: RowCache | None = None, spare: int = 0) -> Layout:
     """Concatenates the rows of `parts`, in order, with filler up to MIN_ROWS tokens, and at least `spare`."""
@@ -115,7 +130,7 @@ def build(parts: Sequence[Part], device: torch.device | str, cache: RowCache | N
         first, *others = group
         mask = _branch_mask(length, branches).to(device) if branches else None
         spans.append(Span(first[1], 1 + len(others), length, mask))
-    fill = max(MIN_ROWS - at, spare)
+    fill = filler(at, spare)
     if fill > 0:
         ids.append(np.zeros(fill, np.int32))
         positions.append(np.arange(fill))

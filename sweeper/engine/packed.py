@@ -169,16 +169,12 @@ class PackedModel:
     @contextmanager
     def _states(self, layout: Layout, places: Tensor) -> Iterator[Tensor]:
         """Last hidden states [n, d] of tokens `places`. A backward pass belongs inside: layers it recomputes look for `layout`."""
-        self.current.layout = layout
-        try:
-            with last_layer_at(self._backbone, self.current, layout, places) as at_places:
-                if self.prefix is not None and layout.cache is None:
-                    yield at_places(self.prefix.hidden(layout))
-                else:
-                    out = self._backbone(input_ids=layout.ids[None], position_ids=layout.positions[None], use_cache=False)
-                    yield at_places(out.last_hidden_state[0])
-        finally:
-            self.current.layout = None
+        with self.current.at(layout), last_layer_at(self._backbone, self.current, layout, places) as at_places:
+            if self.prefix is not None and layout.cache is None:
+                yield at_places(self.prefix.hidden(layout))
+            else:
+                out = self._backbone(input_ids=layout.ids[None], position_ids=layout.positions[None], use_cache=False)
+                yield at_places(out.last_hidden_state[0])
 
 
 def _targets(layout: Layout, rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor, list[int]]:

@@ -83,11 +83,8 @@ class Prefix:
             return {}
         ordered = sorted(rows.items(), key=lambda item: (len(item[1].ids), item[1].branches))
         layout = build([Part(0, [row for _, row in ordered])], self._device, spare=self._current.spare)
-        outer, self._current.layout = self._current.layout, layout
-        try:
+        with self._current.at(layout):
             hidden = self._run(layout).cpu().numpy()
-        finally:
-            self._current.layout = outer
         return {key: hidden[at : at + len(row.ids)] for (key, row), at in zip(ordered, layout.starts, strict=True)}
 
     def _run(self, layout: Layout) -> Tensor:

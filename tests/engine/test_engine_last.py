@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 
-from sweeper.data.tokens import TokenSet
+from sweeper.data.tokens import TokenRow
 from sweeper.engine import packed
-from sweeper.engine.last import narrows
 from sweeper.engine.lora_net import LoraNet
 from sweeper.engine.packed import Chunk
 from sweeper.engine.workload import default_params
@@ -31,7 +30,7 @@ def passed(world: World, **training: Any) -> tuple[Any, ...]:
     net = LoraNet(world.setup(training=training, slots=2))
     params = default_params(world.setup(training=training).training)
     rows = [net.place(slot, params, seed=slot) for slot in range(2)]
-    data = TokenSet(world.root / "train")
+    data = world.train
     for row in rows:
         row.weights.add_(0.02 * torch.randn(row.weights.shape, generator=torch.Generator().manual_seed(3)))
     chunks = [Chunk(slot, [data.row(5 * slot + i) for i in range(5)], 0.2, 0.1 * slot, seed=9) for slot in range(2)]
@@ -56,18 +55,27 @@ def test_it_gives_the_numbers_of_the_whole_layer(
     assert decoded == sentences
 
 
+def tokens_seen(net: LoraNet, rows: Sequence[TokenRow]) -> tuple[list[float], dict[str, int]]:
+    """The loss of training on `rows`, and how many tokens each linear layer gave."""
+    seen: dict[str, int] = {}
+    for path, layer in net._layers.items():
+        layer.register_forward_hook(lambda _, x, y, path=path: seen.update({path: y.shape[1]}))
+    return net.train([Chunk(0, rows, 0.2, 0.0, seed=9)]), seen
+
+
+def placed(world: World) -> LoraNet:
+    """A net with a trial in slot 0."""
+    net = LoraNet(world.setup(slots=1))
+    net.place(0, default_params(world.setup().training), seed=1)
+    return net
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_its_products_run_where_something_is_predicted(make_world: Callable[..., World], family: str) -> None:
     """Five rows of up to 22 tokens with two or three labels each: filler up to 16 rows, and no other token."""
     world = make_world(family)
-    net = LoraNet(world.setup(slots=1))
-    net.place(0, default_params(world.setup().training), seed=1)
-    seen: dict[str, int] = {}
-    for path, layer in net._layers.items():
-        layer.register_forward_hook(lambda _, x, y, path=path: seen.update({path: y.shape[1]}))
-    data = TokenSet(world.root / "train")
-    rows = [data.row(i) for i in range(5)]
-    net.train([Chunk(0, rows, 0.2, 0.0, seed=9)])
+    rows = [world.train.row(i) for i in range(5)]
+    _, seen = tokens_seen(placed(world), rows)
     tokens, few = sum(len(row.ids) for row in rows), {path for path, count in seen.items() if count == 16}
     assert tokens > 50
     assert {count for path, count in seen.items() if path not in few} == {tokens}
@@ -77,15 +85,13 @@ def test_its_products_run_where_something_is_predicted(make_world: Callable[...,
 
 def test_a_layer_that_it_does_not_know_is_computed_whole(make_world: Callable[..., World]) -> None:
     world = make_world("llama")
-    net = LoraNet(world.setup(slots=1))
-    backbone = net.packed.model.base_model
-    assert narrows(backbone)
-    kind = type(backbone.layers[-1])
-    backbone.layers[-1].__class__ = type("LlamaDecoderLayer", (kind,), {"__module__": "somebody.elses"})
-    assert not narrows(backbone)
-    net.place(0, default_params(world.setup().training), seed=1)
-    data = TokenSet(world.root / "train")
-    other = LoraNet(world.setup(slots=1))
-    other.place(0, default_params(world.setup().training), seed=1)
-    chunk = Chunk(0, [data.row(0)], 1.0, 0.0, seed=9)
-    assert net.train([chunk]) == pytest.approx(other.train([chunk]), rel=1e-5)
+    rows = [world.train.row(i) for i in range(5)]
+    known, other = placed(world), placed(world)
+    layer = other.packed.model.base_model.layers[-1]
+    layer.__class__ = type("LlamaDecoderLayer", (type(layer),), {"__module__": "somebody.elses"})
+    narrow, seen_narrow = tokens_seen(known, rows)
+    whole_loss, seen = tokens_seen(other, rows)
+    tokens = sum(len(row.ids) for row in rows)
+    assert set(seen_narrow.values()) == {16, tokens}
+    assert set(seen.values()) == {tokens}
+    assert whole_loss == pytest.approx(narrow, rel=1e-5)
