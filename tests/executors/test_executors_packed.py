@@ -166,7 +166,7 @@ def test_an_engine_that_dies_while_a_trial_leaves_it_loses_neither(packed: Packe
 
 
 def test_an_engine_that_finds_the_cluster_taken_says_what_it_waits_for(packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sweeper.executors.packed.QUEUE_SECONDS", 1.0)
+    monkeypatch.setattr("sweeper.executors.fleet.QUEUE_SECONDS", 1.0)
 
     class Other:
         def here(self) -> None: ...
