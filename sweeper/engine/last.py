@@ -65,9 +65,7 @@ def _segments(layout: Layout, places: Tensor) -> tuple[Segment, ...]:
     bounds = torch.tensor([edge for s in layout.segments for edge in (s.start, s.end)])
     edges = iter(torch.searchsorted(places.cpu(), bounds).tolist())
     pairs = [(next(edges), next(edges)) for _ in layout.segments]
-    return tuple(
-        Segment(s.slot, start, end, s.seed) for s, (start, end) in zip(layout.segments, pairs, strict=True) if start < end
-    )
+    return tuple(Segment(s.slot, start, end, s.seed) for s, (start, end) in zip(layout.segments, pairs, strict=True) if start < end)
 
 
 @contextmanager

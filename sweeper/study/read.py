@@ -149,6 +149,12 @@ class StudyReader:
         except ResourceError:
             return False
 
+    @classmethod
+    def of(cls, url: str, study: str) -> StudyReader | None:
+        """The reader of a database that has this study; None where it has not, or there is none. Creates nothing."""
+        reader = cls(url) if cls.exists(url) else None
+        return reader if reader is not None and study in reader.studies() else None
+
     def studies(self) -> list[str]:
         """Names of all studies, by age."""
         if not self._has_tables():

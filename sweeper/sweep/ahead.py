@@ -36,10 +36,9 @@ def _files_there(spec: SweepSpec) -> bool:
 
 def _will_train(spec: SweepSpec, home: Home) -> bool:
     """Whether the study is new, has trials to end, or is to get more of them."""
-    storage = spec.storage or home.default_storage
     try:
-        reader = StudyReader(storage) if StudyReader.exists(storage) else None
-        if reader is None or spec.name not in reader.studies():
+        reader = StudyReader.of(spec.storage or home.default_storage, spec.name)
+        if reader is None:
             return True
         trials = reader.trials(spec.name)
     except SweeperError:

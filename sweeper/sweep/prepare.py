@@ -194,8 +194,8 @@ def _always(task: str) -> tuple[str, ...]:
 
 def _stored(spec: SweepSpec, storage: str, who: Identity) -> Mapping[str, object] | None:
     """The spec document of this very study, if it has begun."""
-    reader = StudyReader(storage) if StudyReader.exists(storage) else None
-    plan = reader.plan(spec.name) if reader is not None and spec.name in reader.studies() else None
+    reader = StudyReader.of(storage, spec.name)
+    plan = reader.plan(spec.name) if reader is not None else None
     return plan.spec if plan is not None and plan.identity == who.hash else None
 
 

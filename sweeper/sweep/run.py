@@ -79,14 +79,13 @@ def run(
         ready = prepare(asked, place, watch.progress, watch.notice)
         with sigterm_interrupts():
             result = _run(ready, watch, started, begun)
-        if begun is not None:
-            begun.end()
-            begun.left()
-        return result
     finally:
         if begun is not None:
             begun.end()
         watch.finish()
+    if begun is not None:
+        begun.left()
+    return result
 
 
 def _as_source(spec: SweepSpec | Mapping[str, object] | Path | str) -> Mapping[str, object] | Path | str:

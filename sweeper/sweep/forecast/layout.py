@@ -92,9 +92,7 @@ def remembered(ready: Prepared, frame: Speed) -> Speed | None:
 
 def past_of(ready: Prepared, frame: Speed, driven: float = 0.0) -> tuple[History, Observed]:
     """What the study's own trials say; nothing where it has not begun, or is another study of this name."""
-    reader = StudyReader(ready.storage) if StudyReader.exists(ready.storage) else None
-    if reader is None or ready.spec.name not in reader.studies():
-        return History(), Observed()
-    if reader.plan(ready.spec.name).identity != ready.identity.hash:
+    reader = StudyReader.of(ready.storage, ready.spec.name)
+    if reader is None or reader.plan(ready.spec.name).identity != ready.identity.hash:
         return History(), Observed()
     return history_of(reader, ready.plan, frame, driven)
