@@ -5,7 +5,8 @@
 
 Purpose: starting Ray and importing torch in every actor is most of a sweep's start-up, and needs nothing but the executor's spec.
 One thread starts the cluster, waits, and leaves it: Ray's processes are told by the kernel to end with the thread that began them.
-`end` waits for nobody, so that a user's mistake is told at once; the process lives on until the thread has left the cluster.
+Whoever entered waits until it was left. Where nobody did, `end` waits for nobody, so that a user's mistake is told at once; the
+process lives on until the thread has left the cluster.
 Does not know: what is trained, or whether anything will be. Cost: the import of Ray, a second of the caller's time.
 """
 
@@ -44,7 +45,9 @@ class Begun:
         return self._room
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        # Whoever entered has handles of actors and results: to let go of one while Ray is being left ends the process.
         self.end()
+        self.left()
 
     def take(self) -> list[AskedActor]:
         """The actors, one for each worker of the room; they are the caller's from now on."""

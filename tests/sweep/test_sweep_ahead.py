@@ -117,6 +117,18 @@ def test_ctrl_c_during_preparation_leaves_nothing_behind(packed: dict[str, Any],
     assert driver.left() == set()
 
 
+def test_ctrl_c_during_training_says_how_to_go_on_and_leaves_nothing_behind(packed: dict[str, Any], tmp_path: Path) -> None:
+    packed["search"]["trials"] = 200
+    driver = Driver(write(tmp_path, packed), tmp_path / "home")
+    driver.start()
+    driver.wait_for("ray::EngineActor.work")
+    driver.interrupt()
+    code, out = driver.end()
+    assert code == 130, out
+    assert out.strip().splitlines()[-1].startswith("go on with: sweeper run")
+    assert driver.left() == set()
+
+
 def test_a_sweep_trains_on_what_was_begun_and_is_shown_again_without_ray(packed: dict[str, Any], tmp_path: Path) -> None:
     first = Driver(write(tmp_path, packed), tmp_path / "home")
     first.start()
