@@ -69,11 +69,11 @@ class Workload:
     dropout: float
     folder: Path
 
-    def rows(self, name: str, lengths: Sequence[int]) -> Path:
-        """A token set of rows of these lengths below `folder`; made once."""
+    def rows(self, name: str, lengths: Sequence[int], start: int = 0) -> Path:
+        """A token set of rows of these lengths below `folder`, which begin with the same `start` tokens; made once."""
         place = self.folder / name
         if not place.exists():
-            write_rows(place, lengths, vocabulary(self.model))
+            write_rows(place, lengths, vocabulary(self.model), start)
         return place
 
     def setup(self, train: Path, validation: Path, slots: int, threads: int, micro_tokens: int | None = None) -> EngineSetup:
@@ -198,16 +198,18 @@ def max_length(side: Path) -> int:
     return TokenSet(side).info.longest
 
 
-def write_rows(folder: Path, lengths: Sequence[int], size: int) -> None:
-    """A side of classification rows: drawn ids below `size`, and a label of TARGETS tokens at each row's end."""
+def write_rows(folder: Path, lengths: Sequence[int], size: int, start: int = 0) -> None:
+    """A side of classification rows: drawn ids below `size`, the first `start` of all the same, and a label of TARGETS tokens at
+    each row's end."""
     import pyarrow as pa
 
     chance = np.random.default_rng(0)
+    begin = chance.integers(16, size, start)
     rows: list[TokenRow] = []
     for number, length in enumerate(lengths):
         label = number % len(LABELS)
         prompt = length - TARGETS
-        ids = np.concatenate([chance.integers(16, size, prompt), LABELS[label]]).astype(np.int32)
+        ids = np.concatenate([begin, chance.integers(16, size, prompt - start), LABELS[label]]).astype(np.int32)
         rows.append(TokenRow(ids, np.arange(length) >= prompt, prompt, label))
     info = TokenInfo("classify", len(rows), sum(lengths), max(lengths), ("no", "yes"), LABELS, end_id=LABELS[0][-1])
     names = [f"r{number}" for number in range(len(rows))]

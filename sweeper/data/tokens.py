@@ -86,6 +86,18 @@ class TokenSet:
         """Tokens of row `index`."""
         return int(self._offsets[index + 1] - self._offsets[index])
 
+    def start(self) -> npt.NDArray[np.int32]:
+        """int32 [S]: the tokens that every row begins with, none of which predicts a target; each row has more than these."""
+        begins, lengths = self._offsets[:-1], np.diff(self._offsets)
+        count, least = 0, int(lengths.min()) if len(lengths) else 0
+        # The token after those shared must not be a target, for it is the last of them that would predict it.
+        while count + 1 < least and not self._target[begins + count + 1].any():
+            tokens = self._ids[begins + count]
+            if (tokens != tokens[0]).any():
+                break
+            count += 1
+        return np.array(self._ids[begins[0] : begins[0] + count], np.int32) if count else np.empty(0, np.int32)
+
     def row_ids(self) -> list[str]:
         """Every row's id, in row order."""
         return [str(x) for x in self.column("row_id")]

@@ -64,11 +64,13 @@ def packed_attention(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     # One split has one backward; a slice for each span would fill a whole tensor for each.
     sizes = [span.rows * span.length for span in layout.spans]
-    pieces = zip(*(torch.split(x.squeeze(0), sizes, dim=1) for x in (query, key, value)), strict=True)
+    pieces = list(zip(*(torch.split(x.squeeze(0), sizes, dim=1) for x in (query, key, value)), strict=True))
     out: list[Tensor] = []
     row = 0
     for span, piece in zip(layout.spans, pieces, strict=True):
         parts = [torch.unflatten(x, 1, (span.rows, span.length)).transpose(0, 1) for x in piece]
+        if span.after is not None:
+            parts[1:] = (_behind(x, own) for x, own in zip(pieces[span.after][1:], parts[1:], strict=True))
         if layout.cache is not None and row < len(layout.cache.active):
             out.append(_cached(layout, layer, row, parts, scaling))
         else:
@@ -87,6 +89,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, 
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
     )
+
+
+def _behind(shared: Tensor, own: Tensor) -> Tensor:
+    """[R, Hkv, S + L, D]: keys or values [Hkv, S, D] of tokens that rows share before those of each row [R, Hkv, L, D]."""
+    return torch.cat([shared.expand(own.shape[0], *shared.shape), own], dim=2)
 
 
 def _cached(layout: Layout, layer: int, first: int, parts: list[Tensor], scaling: float | None) -> Tensor:

@@ -34,6 +34,7 @@ from sweeper.engine.params import read_params
 from sweeper.engine.scheduler import Phase, Schedule, Scheduler, Work
 from sweeper.engine.seeds import mix
 from sweeper.engine.slots import Slots
+from sweeper.engine.start import study_start
 from sweeper.engine.trial import Running
 from sweeper.engine.validation import Validation
 from sweeper.errors import ModelError, SweeperError, TrialError, UserError
@@ -60,6 +61,7 @@ class TrialEngine:
         self._validation = Validation(setup, self._train_data.info, TokenSet(setup.validation), depot)
         self._chunk_tokens = _number(setup.training.chunk_tokens, "chunk_tokens")
         self._net: Net = build_net(setup)
+        self._net.begin_with(study_start([self._train_data, self._validation.data]))
         self._vocabulary = int(_vocabulary(setup))
         self._capacity = replace(self._measure_capacity(), steady=keeps_rows_apart(setup, self._net))
         self._slots = Slots(self._capacity.slots)

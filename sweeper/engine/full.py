@@ -44,6 +44,9 @@ class FullNet:
         self._binding: Binding | None = None
         self._dropout = 0.0
 
+    def begin_with(self, start: npt.NDArray[np.int32]) -> None:
+        self._packed.start = start
+
     def place(self, slot: int, params: Params, seed: int) -> Row:
         # Copied when the first trial comes: a model that only predicts needs no second one.
         self._base = self._base or [p.detach().clone() for p in self._parameters]

@@ -104,6 +104,7 @@ def work_key(setup: EngineSetup, net: LoraNet, work: Workload) -> str:
             "depth": net.depth,
             "checkpointing": setup.training.gradient_checkpointing,
             "adapter": [work.params.rank, work.params.targets, work.params.dropout > 0],
+            "start": len(net.packed.start),
             "work": [round(work.row_tokens).bit_length(), work.batch, work.chunk_tokens],
         }
     )

@@ -2,6 +2,7 @@
 
     segment   neighbouring tokens of one trial's chunk: what an adapter is applied to
     span      neighbouring rows of equal length, of one trial or several: what attention runs on at once
+    start     tokens that all rows of a part begin with: there once, before its rows, which attend to them
     filler    tokens of no trial at the end, so that a matrix product that trials share never has fewer than MIN_ROWS rows,
               below which a row's result depends on how many others there are (measured; `steady.py` looks whether it holds here),
               and `spare` of them where the last numbers of a tensor are computed otherwise than the rest
@@ -41,11 +42,13 @@ class RowInput:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one trial's chunk. `seed` of its dropout masks; None for no dropout."""
+    """Rows of one trial's chunk. `seed` of its dropout masks; None for no dropout. The first `shared` tokens are the same in all
+    rows, and fewer than any row's tokens before its branches."""
 
     slot: int
     rows: Sequence[RowInput]
     seed: int | None = None
+    shared: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,17 +63,20 @@ class Segment:
 
 @dataclass(frozen=True)
 class Span:
-    """`rows` rows of `length` tokens each from token `start` on; causal, or by `mask` (bool [length, length], True: sees)."""
+    """`rows` rows of `length` tokens each from token `start` on; causal, or by `mask` (bool [length, M], True: sees), where M is
+    `length`, with the tokens of span number `after` before it, which stand before each row."""
 
     start: int
     rows: int
     length: int
     mask: Tensor | None = None
+    after: int | None = None
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One micro-step: token ids and positions [T], and who they belong to. `starts` is where each of `rows` begins, in order."""
+    """One micro-step: token ids and positions [T], and who they belong to. Token i of row r is at `starts[r] + i`, unless it is one
+    of those that the rows of a part share."""
 
     ids: Tensor
     positions: Tensor
@@ -114,22 +120,24 @@ def build(parts: Sequence[Part], device: torch.device | str, cache: RowCache | N
     ids: list[npt.NDArray[np.int32]] = []
     positions: list[npt.NDArray[np.int64]] = []
     segments: list[Segment] = []
-    spans: list[Span] = []
+    pieces: list[_Piece] = []
     starts: list[int] = []
     at = 0
     for part in parts:
-        begin = at
+        begin, shared = at, part.shared
+        if shared:
+            ids.append(part.rows[0].ids[:shared])
+            positions.append(np.arange(shared))
+            pieces.append(_Piece(at, shared, (), at, 0))
+            at += shared
         for row in part.rows:
-            ids.append(row.ids)
-            positions.append(row.start + _positions(len(row.ids), row.branches))
-            starts.append(at)
-            at += len(row.ids)
+            ids.append(row.ids[shared:])
+            positions.append(row.start + _positions(len(row.ids), row.branches)[shared:])
+            starts.append(at - shared)
+            pieces.append(_Piece(at, len(row.ids) - shared, row.branches, begin if shared else None, shared))
+            at += len(row.ids) - shared
         segments.append(Segment(part.slot, begin, at, part.seed))
-    everyone = zip((row for part in parts for row in part.rows), starts, strict=True)
-    for (length, branches), group in groupby(everyone, key=lambda pair: (len(pair[0].ids), pair[0].branches)):
-        first, *others = group
-        mask = _branch_mask(length, branches).to(device) if branches else None
-        spans.append(Span(first[1], 1 + len(others), length, mask))
+    spans = _spans(pieces, device)
     fill = filler(at, spare)
     if fill > 0:
         ids.append(np.zeros(fill, np.int32))
@@ -146,17 +154,42 @@ def build(parts: Sequence[Part], device: torch.device | str, cache: RowCache | N
     )
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Tokens of one row, or of the start that rows share: both know it by its token `start`, after which rows see `shared` more."""
+
+    at: int
+    length: int
+    branches: tuple[int, ...]
+    start: int | None
+    shared: int
+
+
+def _spans(pieces: Sequence[_Piece], device: torch.device | str) -> list[Span]:
+    """Neighbouring pieces of one kind as a span each."""
+    spans: list[Span] = []
+    numbers: dict[int, int] = {}  # of the spans that are starts, by their first token
+    for (length, branches, start, shared), group in groupby(pieces, key=lambda p: (p.length, p.branches, p.start, p.shared)):
+        first, *others = group
+        mask = _mask(length, branches, shared).to(device) if branches or shared else None
+        after = numbers[start] if start is not None and shared else None
+        if start == first.at:
+            numbers[start] = len(spans)
+        spans.append(Span(first.at, 1 + len(others), length, mask, after))
+    return spans
+
+
 def _positions(length: int, branches: tuple[int, ...]) -> npt.NDArray[np.int64]:
     stem = length - sum(branches)
     return np.concatenate([np.arange(stem), *(np.arange(stem, stem + branch) for branch in branches)]).astype(np.int64)
 
 
-def _branch_mask(length: int, branches: tuple[int, ...]) -> Tensor:
-    """bool [length, length]: causal, and no branch sees another."""
+def _mask(length: int, branches: tuple[int, ...], shared: int) -> Tensor:
+    """bool [length, shared + length]: causal, no branch sees another, and all see what is shared."""
     owner = np.zeros(length, np.int64)
     at = length - sum(branches)
     for number, branch in enumerate(branches, start=1):
         owner[at : at + branch] = number
         at += branch
     visible = (owner[None, :] == 0) | (owner[None, :] == owner[:, None])
-    return torch.from_numpy(np.tril(visible))
+    return torch.from_numpy(np.concatenate([np.ones((length, shared), bool), np.tril(visible)], axis=1))

@@ -68,6 +68,11 @@ class LoraNet:
             setattr(model.get_submodule(parent), name, layers[path])
         return layers
 
+    def begin_with(self, start: npt.NDArray[np.int32]) -> None:
+        # Where the frozen layers' states are kept, what a row has in common with others was computed already.
+        if self._packed.prefix is None:
+            self._packed.start = start
+
     def place(self, slot: int, params: Params, seed: int) -> Row:
         paths = self.paths(params)
         row = Row(self.trainable(params), self._packed.device)

@@ -28,6 +28,10 @@ class Net(Protocol):
 
     most_slots: int | None  # trials at once; None: as many as memory has room for
 
+    def begin_with(self, start: npt.NDArray[np.int32]) -> None:
+        """All rows to come begin with the tokens `start` [S], which may be computed once for several of a trial's rows."""
+        ...
+
     def place(self, slot: int, params: Params, seed: int) -> Row:
         """Puts a new trial's weights, drawn from `seed`, into `slot`. Raises ModelError if its targets name no layer."""
         ...

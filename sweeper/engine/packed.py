@@ -26,6 +26,7 @@ from sweeper.engine.last import last_layer_at
 from sweeper.engine.layout import Current, Layout, Part, RowInput, build
 from sweeper.engine.model import linear_names, load_model, recompute_activations
 from sweeper.engine.prefix import Prefix
+from sweeper.engine.start import first_asked, shared
 from sweeper.engine.steady import spare_rows
 
 LabelIds = Sequence[Sequence[int]]
@@ -55,6 +56,7 @@ class PackedModel:
             self.current.spare = spare_rows(self.model.get_submodule(path).weight.shape[0] for path in linear_names(self.model))
         self._backbone = self.model.base_model
         self.prefix: Prefix | None = None
+        self.start: npt.NDArray[np.int32] = np.empty(0, np.int32)  # tokens that a study's rows begin with (`start.py`)
         self.vocabulary: int | None = None  # tokens that the head knows, where it is not all: who counts bytes counts logits apart
         self._checkpointing = checkpointing
         if checkpointing:
@@ -72,7 +74,7 @@ class PackedModel:
         Losses are summed over trials, never averaged, so that no gradient depends on a neighbour. `dropout` switches the
         model's own dropout on.
         """
-        layout = self._layout([Part(c.slot, [RowInput(r.ids) for r in c.rows], c.seed) for c in chunks])
+        layout = self._layout([self._part(c.slot, c.rows, c.seed) for c in chunks])
         places, targets, counts = _targets(layout, [row for chunk in chunks for row in chunk.rows])
         per_chunk = _sums(counts, [len(chunk.rows) for chunk in chunks])
         scale, smoothing = (
@@ -88,7 +90,7 @@ class PackedModel:
     @torch.no_grad()
     def losses(self, asked: Sequence[tuple[int, Sequence[TokenRow]]]) -> list[list[tuple[float, int]]]:
         """Summed -log p over the target tokens, and their number, of each row; for each (slot, rows) asked."""
-        layout = self._layout([Part(slot, [RowInput(row.ids) for row in rows]) for slot, rows in asked])
+        layout = self._layout([self._part(slot, rows) for slot, rows in asked])
         places, targets, counts = _targets(layout, [row for _, rows in asked for row in rows])
         values = target_log_probs(self._read(layout, places), self.head, targets.to(self.device))
         out = iter([(-float(part.double().sum().item()), len(part)) for part in torch.split(values, counts)])
@@ -105,7 +107,7 @@ class PackedModel:
         tails = np.concatenate([np.asarray(label[:-1], np.int32) for label in labels]).astype(np.int32)
         branches = tuple(len(label) - 1 for label in labels)
         inputs = iter([RowInput(np.concatenate([prompt, tails]), branches if sum(branches) else ()) for prompt in prompts])
-        layout = self._layout([Part(slot, [next(inputs) for _ in rows]) for slot, rows in asked])
+        layout = self._layout([Part(slot, [next(inputs) for _ in rows], shared=shared(self.start, rows)) for slot, rows in asked])
         # Read are the prompt's last token, once for all labels, and the branches; `within` is where each label token is predicted.
         begins = np.cumsum([1, *branches])[:-1]
         within = np.concatenate([[0, *range(at, at + length)] for at, length in zip(begins, branches, strict=True)])
@@ -156,6 +158,10 @@ class PackedModel:
             going = step(going, [RowInput(np.array(out[row][-1:], np.int32), start=cache.lengths[row]) for row in going])
         answers = iter(out)
         return [[next(answers) for _ in rows] for _, rows in asked]
+
+    def _part(self, slot: int, rows: Sequence[TokenRow], seed: int | None = None) -> Part:
+        count = shared(self.start, [row.ids[: first_asked(row)] for row in rows])
+        return Part(slot, [RowInput(row.ids) for row in rows], seed, count)
 
     def _layout(self, parts: Sequence[Part], cache: RowCache | None = None) -> Layout:
         return build(parts, self.device, cache, self.current.spare)

@@ -58,6 +58,9 @@ class PlainNet:
         self._params: Params | None = None
         self._paths: tuple[str, ...] = ()
 
+    def begin_with(self, start: npt.NDArray[np.int32]) -> None:
+        """Nothing: rows are padded, and computed whole."""
+
     def place(self, slot: int, params: Params, seed: int) -> Row:
         if self._lora:
             self._wrap(params, seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,9 +37,9 @@ def world(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> World:
 
 @pytest.fixture
 def make_world(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> Callable[..., World]:
-    """A world for a family and a task."""
+    """A world for a family, a task and the tokens that every row begins with."""
 
-    def make(family: str = "llama", task: str = "classify") -> World:
-        return World(tmp_path / f"{family}-{task}", tiny_folder(family), task)
+    def make(family: str = "llama", task: str = "classify", start: Sequence[int] = ()) -> World:
+        return World(tmp_path / f"{family}-{task}-{len(start)}", tiny_folder(family), task, start)
 
     return make

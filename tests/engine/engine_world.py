@@ -122,7 +122,7 @@ def write_rows(folder: Path, rows: Sequence[TokenRow], task: str) -> TokenSet:
         task=task,
         rows=len(rows),
         tokens=sum(len(row.ids) for row in rows),
-        longest=max(len(row.ids) for row in rows),
+        longest=max((len(row.ids) for row in rows), default=0),
         labels=LABELS if task == "classify" else (),
         label_ids=LABEL_IDS if task == "classify" else (),
         end_id=END,
@@ -131,6 +131,15 @@ def write_rows(folder: Path, rows: Sequence[TokenRow], task: str) -> TokenSet:
     text = [" ".join(f"w{token}" for token in row.ids[row.prompt :] if token != END) for row in rows]
     write_token_set(folder, info, rows, pa.table({"row_id": names, "reference": text}))
     return TokenSet(folder)
+
+
+def behind(start: Sequence[int], rows: Sequence[TokenRow]) -> list[TokenRow]:
+    """The same rows with `start` before each."""
+    ids, nothing = np.array(start, np.int32), np.zeros(len(start), bool)
+    return [
+        TokenRow(np.concatenate([ids, row.ids]), np.concatenate([nothing, row.target]), len(start) + row.prompt, row.label)
+        for row in rows
+    ]
 
 
 def predict_all(rows: Sequence[TokenRow]) -> list[TokenRow]:
@@ -145,11 +154,12 @@ class World:
     root: Path
     model: Path
     task: str = "classify"
+    start: Sequence[int] = ()  # tokens that every row begins with
 
     def __post_init__(self) -> None:
         make = classify_rows if self.task == "classify" else instruct_rows
-        self.train = write_rows(self.root / "train", make(48, 1), self.task)
-        self.validation = write_rows(self.root / "validation", make(24, 2), self.task)
+        self.train = write_rows(self.root / "train", behind(self.start, make(48, 1)), self.task)
+        self.validation = write_rows(self.root / "validation", behind(self.start, make(24, 2)), self.task)
         self.depot = FolderDepot(self.root / "depot")
 
     def setup(self, **changes: Any) -> EngineSetup:
