@@ -126,8 +126,7 @@ def plan(
 
 def _probed(ready: Prepared, frame: Speed, seconds: float) -> tuple[Probe, Speed]:
     setup = setup_of(ready)
-    beside = min(frame.engines, cores()) - 1 if setup.device == "cpu" else 0
-    found = probe(setup, ready.plan.defaults, _largest(ready.plan), seconds=seconds, beside=beside)
+    found = probe(setup, ready.plan.defaults, _largest(ready.plan), seconds=seconds)
     around = 0.0 if ready.choice.kind == "local" else CLUSTER_SECONDS + WORKER_SECONDS
     speed = replace(
         frame,

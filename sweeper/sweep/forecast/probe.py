@@ -2,7 +2,6 @@
 
     default alone -> largest batch alone -> the default in all slots, where an engine holds several
 
-Where the sweep will have several engines on this machine's cores, the others' work is done beside it meanwhile (`company.py`).
 Each stretch warms up until its trials were evaluated once, then counts whole steps and evaluations of a few rows. Nothing is
 written but to a folder that is removed: the study is not touched.
 Does not know what is forecast. Cost: building the engine, and `seconds`; one step and one evaluation of each stretch are
@@ -26,7 +25,6 @@ from sweeper.engine.evaluate import plan as evaluation_plan
 from sweeper.errors import ResourceError
 from sweeper.executors.base import EngineFactory, trial_engine
 from sweeper.records import Action, Decision, Ending, ParamValue, Report, ReportKind, TrialSpec
-from sweeper.sweep.forecast.company import company
 
 ROWS = 64
 """Validation rows of an evaluation of the probe, at most: those that the sweep reads between rungs, where they are fewer."""
@@ -82,22 +80,14 @@ def probe(
     largest: Mapping[str, ParamValue],
     *,
     seconds: float = 60.0,
-    beside: int = 0,
     factory: EngineFactory = trial_engine,
 ) -> Probe:
-    """Measures an engine of this process, with `beside` others at work (`company.py`).
-
-    Raises ResourceError if the default configuration cannot be trained here.
-    """
+    """Measures an engine of this process. Raises ResourceError if the default configuration cannot be trained here."""
     began = time.monotonic()
     between = evaluation_plan(setup, TokenSet(setup.train).info, TokenSet(setup.validation).info).between
     small = setup.evaluate.model_copy(update={"rows": min(ROWS, between)})
     setup = replace(setup, study=f"{setup.study}-probe", evaluate=small, checkpoint_seconds=1e9, rungs=1)
-    block = STEPS * _batch_of(default)
-    with (
-        company(setup, default, block, beside, factory) as others,
-        tempfile.TemporaryDirectory(prefix="sweeper-probe-") as folder,
-    ):
+    with tempfile.TemporaryDirectory(prefix="sweeper-probe-") as folder:
         engine = factory(setup, FolderDepot(Path(folder)))
         built = time.monotonic() - began
         if setup.slots == 0 and built < _REBUILT_SECONDS:
@@ -107,7 +97,6 @@ def probe(
             engine = factory(setup, FolderDepot(Path(folder)))
             built = time.monotonic() - again
         try:
-            others.await_ready()
             return _measure(engine, setup, default, largest, max(1.0, began + seconds - time.monotonic()), built)
         finally:
             engine.close()
@@ -146,7 +135,7 @@ class _Stretch:
 
     def __init__(self, engine: Engine, setup: EngineSetup, params: Mapping[str, ParamValue], count: int, first: int) -> None:
         self._engine, self._count = engine, count
-        self._batch = _batch_of(params)
+        self._batch = max(1, int(params.get("batch_size") or 1))
         block = STEPS * self._batch
         clock = tuple(range(block, 1000 * block, block))
         self._specs = [
@@ -207,10 +196,6 @@ class _Stretch:
             rows=self._rows,
             read_seconds=sum(last.evaluate_seconds - warm.evaluate_seconds for warm, last in ends),
         )
-
-
-def _batch_of(params: Mapping[str, ParamValue]) -> int:
-    return max(1, int(params.get("batch_size") or 1))
 
 
 def batch_ends(specs: Sequence[Mapping[str, ParamValue]]) -> Mapping[str, ParamValue]:
