@@ -14,7 +14,6 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 from benchmarks.common import Measurement, add_output, at_least, finish, interleaved, median
 from benchmarks.limit import demo_lengths
-from benchmarks.workload import MemoryDepot, Workload, add_model, workload
+from benchmarks.workload import MemoryDepot, Workload, add_model, train_on, workload
 
 ROWS = 96
 
@@ -89,12 +88,7 @@ class _Side:
 
     def epoch(self) -> float:
         """Seconds until every trial has seen ROWS more examples."""
-        running = self.engine._running.values()
-        aim = min(trial.progress.examples for trial in running) + ROWS
-        began = time.perf_counter()
-        while min(trial.progress.examples for trial in running) < aim:
-            self.engine.step()
-        return time.perf_counter() - began
+        return train_on(self.engine, ROWS)
 
 
 def _parser() -> argparse.ArgumentParser:

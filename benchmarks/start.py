@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import numpy as np
 
 from benchmarks.common import Goal, Measurement, add_output, at_least, finish, interleaved, median, numbers
 from benchmarks.limit import demo_lengths
-from benchmarks.workload import MemoryDepot, Workload, add_model, workload
+from benchmarks.workload import MemoryDepot, Workload, add_model, train_on, workload
 
 ROWS = 48
 GOALS = {2: 1.0, 64: 1.8}
@@ -82,12 +81,7 @@ class _Side:
 
     def epoch(self) -> float:
         """Seconds until the trial has seen ROWS more examples."""
-        (trial,) = self.engine._running.values()
-        aim = trial.progress.examples + ROWS
-        began = time.perf_counter()
-        while trial.progress.examples < aim:
-            self.engine.step()
-        return time.perf_counter() - began
+        return train_on(self.engine, ROWS)
 
 
 def _parser() -> argparse.ArgumentParser:

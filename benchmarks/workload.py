@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from sweeper.data.tokens import TokenInfo, TokenRow, write_token_set
 from sweeper.engine.base import EngineSetup
 from sweeper.records import ParamValue, TrialSpec
 from sweeper.spec.models import EvaluateSpec, TrainingSpec
+
+if TYPE_CHECKING:
+    from sweeper.engine.engine import TrialEngine
 
 _LLAMA: Mapping[str, Mapping[str, Any]] = {
     "tiny": {
@@ -145,6 +149,16 @@ class MemoryDepot:
 
     def remove(self, name: str) -> None:
         """Nothing is there to be removed."""
+
+
+def train_on(engine: TrialEngine, examples: int) -> float:
+    """Seconds until every trial in `engine`, which trains for ever, has seen so many more examples."""
+    running = engine._running.values()
+    aim = min(trial.progress.examples for trial in running) + examples
+    began = time.perf_counter()
+    while min(trial.progress.examples for trial in running) < aim:
+        engine.step()
+    return time.perf_counter() - began
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
