@@ -13,6 +13,7 @@ shared keys and values for each row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +28,9 @@ Ids = npt.NDArray[np.int32]
 
 def study_start(sides: Sequence[TokenSet]) -> Ids:
     """int32 [S]: what every row of `sides` begins with, before anything is predicted; empty where that is less than FEWEST."""
-    starts = [side.start() for side in sides if len(side)]
-    count = min((len(start) for start in starts), default=0)
-    same = np.logical_and.reduce([start[:count] == starts[0][:count] for start in starts]) if count else np.empty(0, bool)
-    count = count if same.all() else int(np.argmin(same))
-    return starts[0][:count].copy() if count >= FEWEST else np.empty(0, np.int32)
+    starts = [side.start().tolist() for side in sides if len(side)]
+    same = [tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*starts, strict=False))]
+    return np.array(same if len(same) >= FEWEST else [], np.int32)
 
 
 def first_asked(row: TokenRow) -> int:
