@@ -106,27 +106,26 @@ def test_a_mistake_in_the_rows_is_told_and_the_cluster_that_was_begun_goes(packe
     assert driver.left() == set()
 
 
-def test_ctrl_c_during_preparation_leaves_nothing_behind(packed: dict[str, Any], tmp_path: Path) -> None:
-    driver = Driver(write(tmp_path, packed), tmp_path / "home")
+def interrupted(spec: dict[str, Any], folder: Path, process: str) -> str:
+    """What a sweep says that gets Ctrl-C once `process` is there; nothing of it is left."""
+    driver = Driver(write(folder, spec), folder / "home")
     driver.start()
-    driver.wait_for("raylet")
+    driver.wait_for(process)
     driver.interrupt()
     code, out = driver.end()
     assert code == 130, out
-    assert "begin again with: sweeper run" in out
     assert driver.left() == set()
+    return out
+
+
+def test_ctrl_c_during_preparation_leaves_nothing_behind(packed: dict[str, Any], tmp_path: Path) -> None:
+    assert "begin again with: sweeper run" in interrupted(packed, tmp_path, "raylet")
 
 
 def test_ctrl_c_during_training_says_how_to_go_on_and_leaves_nothing_behind(packed: dict[str, Any], tmp_path: Path) -> None:
     packed["search"]["trials"] = 200
-    driver = Driver(write(tmp_path, packed), tmp_path / "home")
-    driver.start()
-    driver.wait_for("ray::EngineActor.work")
-    driver.interrupt()
-    code, out = driver.end()
-    assert code == 130, out
+    out = interrupted(packed, tmp_path, "ray::EngineActor.work")
     assert out.strip().splitlines()[-1].startswith("go on with: sweeper run")
-    assert driver.left() == set()
 
 
 def test_a_sweep_trains_on_what_was_begun_and_is_shown_again_without_ray(packed: dict[str, Any], tmp_path: Path) -> None:

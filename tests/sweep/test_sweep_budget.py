@@ -39,7 +39,8 @@ class Watcher(Silent):
 
 def _seconds_of_a_trial(spec: dict, home: Path) -> float:
     """Device seconds of the default trial alone, on this machine at this hour."""
-    result = sweeper.run({**spec, "name": "yardstick", "search": {**spec["search"], "trials": 1}, "tracking": []}, home=home)
+    search = {**spec["search"], "trials": 1, "budget": {}}
+    result = sweeper.run({**spec, "name": "yardstick", "search": search, "tracking": []}, home=home)
     return result.trials[0].seconds
 
 
@@ -47,13 +48,14 @@ def _ended_in_its_second_trial(spec: dict, folder: Path) -> tuple[Path, Ran]:
     """The home of a sweep of `spec` whose budget ended there, and what the command said; again where the machine's pace changed."""
     for attempt in range(4):
         home = folder / str(attempt)
-        spec["search"].pop("budget", None)
-        spec["search"]["budget"] = {"gpu_hours": 1.5 * _seconds_of_a_trial(spec, home) / 3600}
+        one = _seconds_of_a_trial(spec, home)
+        spec["search"]["budget"] = {"gpu_hours": 1.5 * one / 3600}
         file = home / "spec.yaml"
         file.write_text(yaml.safe_dump(spec))
         ran = sweeper_command("run", file, "--home", home)
         assert ran.code == 0, ran.out + ran.err
         states = [trial.state for trial in sweeper.find("tiny", home=home).reader().trials("tiny")]
+        assert set(states) <= {TrialState.COMPLETE, TrialState.WAITING}
         if states == [TrialState.COMPLETE, TrialState.WAITING]:
             return home, ran
     pytest.fail(f"the pace of this machine changed by half each time; at last it left {states}")
