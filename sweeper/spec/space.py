@@ -122,6 +122,11 @@ def highest(dimension: Dimension | None) -> list[Value]:
     return list(dimension.values) if isinstance(dimension, ValuesDimension) else [dimension.high]
 
 
+def ends(dimension: Dimension) -> list[Value]:
+    """The values that a key may have, or both ends of its range."""
+    return list(dimension.values) if isinstance(dimension, ValuesDimension) else [dimension.low, dimension.high]
+
+
 def contains(dimension: Dimension, value: Value) -> bool:
     """Whether a trial may be given `value` for this dimension: of its type, within its bounds, and on its steps."""
     if isinstance(dimension, ValuesDimension):

@@ -1,6 +1,6 @@
 """`plan`: what a sweep will cost before it costs anything: trials, device hours, money, the time it ends, and what it needs.
 
-    prepare, as `run` does -> two configurations in the real engine, for a minute -> hundreds of simulated sweeps
+    prepare, as `run` does -> a few configurations in the real engine, for a minute -> hundreds of simulated sweeps
 
 A study that has trials already is not probed: its own speed and survival rates count, and only the rest is forecast.
 Does not know how it is printed. Cost: `prepare`, `seconds` of probing, and some seconds of simulation. Writes nothing to the study.
@@ -18,13 +18,13 @@ from sweeper.engine.room import free_bytes
 from sweeper.records import ParamValue
 from sweeper.spec.check_space import largest
 from sweeper.spec.load import load_spec
-from sweeper.spec.space import Dimension, highest
+from sweeper.spec.space import ends
 from sweeper.study.budget import Device
 from sweeper.study.plan import StudyPlan
 from sweeper.sweep.forecast.forecast import Forecast, Range, forecast
 from sweeper.sweep.forecast.layout import CLUSTER_SECONDS, WORKER_SECONDS, frame_of, past_of, remember, setup_of
 from sweeper.sweep.forecast.outlook import Configurations, History
-from sweeper.sweep.forecast.probe import Probe, batch_ends, probe
+from sweeper.sweep.forecast.probe import Probe, probe
 from sweeper.sweep.forecast.simulate import World
 from sweeper.sweep.forecast.speed import Passes, Speed
 from sweeper.sweep.home import Home
@@ -126,7 +126,7 @@ def plan(
 
 def _probed(ready: Prepared, frame: Speed, seconds: float) -> tuple[Probe, Speed]:
     setup = setup_of(ready)
-    found = probe(setup, ready.plan.defaults, _largest(ready.plan), seconds=seconds)
+    found = probe(setup, ready.plan.defaults, _ends(ready.plan), seconds=seconds)
     around = 0.0 if ready.choice.kind == "local" else CLUSTER_SECONDS + WORKER_SECONDS
     speed = replace(
         frame,
@@ -140,14 +140,20 @@ def _probed(ready: Prepared, frame: Speed, seconds: float) -> tuple[Probe, Speed
     return found, speed
 
 
-def _largest(plan: StudyPlan) -> Mapping[str, ParamValue]:
-    """The default configuration with the largest batch and rank that the space holds."""
-    changed = {key: _top(plan.space[key], plan.defaults[key]) for key in ("batch_size", "rank") if key in plan.space}
-    return batch_ends([plan.defaults, {**plan.defaults, **changed}])
+def _ends(plan: StudyPlan) -> dict[str, Mapping[str, ParamValue]]:
+    """The default configuration with the smallest batch that the space holds, and with the largest batch and rank; those of the
+    default's own batch left out."""
+    smallest, largest = (_changed(plan, keys, pick) for keys, pick in ((["batch_size"], min), (["batch_size", "rank"], max)))
+    ends = {"smallest batch": smallest, "largest batch": largest}
+    return {what: params for what, params in ends.items() if params["batch_size"] != plan.defaults["batch_size"]}
 
 
-def _top(dimension: Dimension, default: ParamValue) -> ParamValue:
-    return max((value for value in (*highest(dimension), default) if isinstance(value, int | float)), default=default)
+def _changed(plan: StudyPlan, keys: Sequence[str], pick: Callable[[list[float]], float]) -> Mapping[str, ParamValue]:
+    found = dict(plan.defaults)
+    for key in keys:
+        if key in plan.space:
+            found[key] = pick([value for value in (*ends(plan.space[key]), found[key]) if isinstance(value, int | float)])
+    return found
 
 
 def _memory(ready: Prepared, found: Probe | None, speed: Speed) -> Memory:

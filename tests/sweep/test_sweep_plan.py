@@ -30,11 +30,15 @@ def planned(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, senten
     return spec, folder / "home", json.loads(ran.out)
 
 
-def test_the_probe_measures_two_configurations(planned: tuple[Path, Path, dict]) -> None:
+def test_the_probe_measures_both_ends_of_the_space(planned: tuple[Path, Path, dict]) -> None:
     _, _, found = planned
-    default, largest = found["probe"]["stretches"]
-    assert (default["batch"], largest["batch"]) == (8, 16)
-    assert 1.5 < (largest["tokens"] / largest["passes"]) / (default["tokens"] / default["passes"]) < 2.5
+    stretches = {one["what"]: one for one in found["probe"]["stretches"]}
+    assert {what: one["batch"] for what, one in stretches.items()} == {"default": 8, "smallest batch": 4, "largest batch": 16}
+    small, usual, large = (
+        stretches[what]["tokens"] / stretches[what]["passes"] for what in ("smallest batch", "default", "largest batch")
+    )
+    assert 1.5 < usual / small < 2.5
+    assert 1.5 < large / usual < 2.5
     assert all(one["train_seconds"] > 0 and one["read_seconds"] > 0 and one["rows"] > 0 for one in found["probe"]["stretches"])
     assert found["memory"]["engine"] > 50e6
     assert found["memory"]["part"] > found["memory"]["engine"]

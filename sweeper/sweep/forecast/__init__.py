@@ -1,6 +1,6 @@
 """How long a sweep will take: measured speed, and many simulated sweeps with the study's own scheduler, sampler and pruner.
 
-    probe.py      two configurations in the real engine, for a minute        ──┐
+    probe.py      some configurations in the real engine, for a minute       ──┐
     observed.py   what the trials of this study have taken so far            ──┴─> speed.py   Speed: seconds for a piece of work
     outlook.py    configurations to come and their learning curves (the prior, stated there)
     simulate.py   one sweep on a simulated clock

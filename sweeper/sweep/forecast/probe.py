@@ -1,7 +1,8 @@
-"""Two configurations in the real engine, for a minute at most: how fast this machine does this study's work, and in what memory.
+"""A few configurations in the real engine, for a minute at most: how fast this machine does this study's work, and in what memory.
 
-    default alone -> largest batch alone -> the default in all slots, where an engine holds several
+    default alone -> smallest batch alone -> largest batch alone -> the default in all slots, where an engine holds several
 
+A token of a small pass costs up to half as much again as one of a large pass, so both ends of the space's batches are needed.
 Each stretch warms up until its trials were evaluated once, then counts whole steps and evaluations of a few rows. Nothing is
 written but to a folder that is removed: the study is not touched.
 Does not know what is forecast. Cost: building the engine, and `seconds`; one step and one evaluation of each stretch are
@@ -14,7 +15,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,12 +78,15 @@ class Probe:
 def probe(
     setup: EngineSetup,
     default: Mapping[str, ParamValue],
-    largest: Mapping[str, ParamValue],
+    others: Mapping[str, Mapping[str, ParamValue]],
     *,
     seconds: float = 60.0,
     factory: EngineFactory = trial_engine,
 ) -> Probe:
-    """Measures an engine of this process. Raises ResourceError if the default configuration cannot be trained here."""
+    """Measures an engine of this process with the default configuration and with `others`, by what they are called.
+
+    Raises ResourceError if the default configuration cannot be trained here; another that cannot be is left out.
+    """
     began = time.monotonic()
     between = evaluation_plan(setup, TokenSet(setup.train).info, TokenSet(setup.validation).info).between
     small = setup.evaluate.model_copy(update={"rows": min(ROWS, between)})
@@ -97,7 +101,7 @@ def probe(
             engine = factory(setup, FolderDepot(Path(folder)))
             built = time.monotonic() - again
         try:
-            return _measure(engine, setup, default, largest, max(1.0, began + seconds - time.monotonic()), built)
+            return _measure(engine, setup, default, others, max(1.0, began + seconds - time.monotonic()), built)
         finally:
             engine.close()
 
@@ -106,14 +110,12 @@ def _measure(
     engine: Engine,
     setup: EngineSetup,
     default: Mapping[str, ParamValue],
-    largest: Mapping[str, ParamValue],
+    others: Mapping[str, Mapping[str, ParamValue]],
     seconds: float,
     built: float,
 ) -> Probe:
     capacity = engine.capacity()
-    plans = [("default", default, 1)]
-    if largest.get("batch_size") != default.get("batch_size"):
-        plans.append(("largest batch", largest, 1))
+    plans = [("default", default, 1), *((what, params, 1) for what, params in others.items())]
     if capacity.slots > 1:
         plans.append(("default, all slots", default, capacity.slots))
     until = time.monotonic() + seconds
@@ -196,15 +198,6 @@ class _Stretch:
             rows=self._rows,
             read_seconds=sum(last.evaluate_seconds - warm.evaluate_seconds for warm, last in ends),
         )
-
-
-def batch_ends(specs: Sequence[Mapping[str, ParamValue]]) -> Mapping[str, ParamValue]:
-    """Of these configurations the one with the largest batch, and of those the one with the highest rank."""
-    return max(specs, key=lambda params: (_number(params.get("batch_size")), _number(params.get("rank"))))
-
-
-def _number(value: ParamValue) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _peak(device: str) -> int:

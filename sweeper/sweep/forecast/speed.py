@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-PROBE_SPREAD = 0.12
+PROBE_SPREAD = 0.15
 """Standard deviation of a sweep's true speed around the probed one, relative: other neighbours, other lengths, a warmer chip.
-A guess until `benchmarks/plan.py` has held ten sweeps against it."""
+Probes of one configuration on one machine, hours apart, differ by 10 %; sweeps differ from their probes by more."""
 
 OBSERVED_SPREAD = 0.06
 """The same where the speed was observed in this very sweep."""
