@@ -29,7 +29,7 @@ from sweeper.engine.packed import Chunk
 from sweeper.engine.workload import default_params
 from sweeper.spec.models import EvaluateSpec, TrainingSpec
 
-FORMAT = 1  # to be raised with what is compared below
+FORMAT = 2  # to be raised with what is compared below
 STEPS = 4
 ROWS = 4
 ROW_TOKENS = 64

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from itertools import pairwise
 
-FORMAT = 2
+FORMAT = 3
 NEAR = 0.05  # of the plateau
 
 

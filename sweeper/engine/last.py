@@ -88,6 +88,12 @@ def last_layer_at(backbone: Any, current: Current, layout: Layout, places: Tenso
         del layer.forward
 
 
+def reads_fewer(backbone: Any) -> Any | None:
+    """The linear layer that reads fewer tokens than those beside it, which read one input otherwise: a last layer's queries."""
+    layer = backbone.layers[-1]
+    return layer.self_attn.q_proj if _narrow(layer) is _llama else None
+
+
 _Narrow = Callable[..., Tensor]
 
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,8 +63,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Span:
-    """`rows` rows of `length` tokens each from token `start` on; causal, or by `mask` (bool [length, M], True: sees), where M is
-    `length`, with the tokens of span number `after` before it, which stand before each row."""
+    """`rows` rows of `length` tokens each from token `start` on; causal, or by `mask` (fp32 [length, M]; 0: sees, -inf: does not),
+    where M is `length`, with the tokens of span number `after` before it, which stand before each row."""
 
     start: int
     rows: int
@@ -89,10 +89,12 @@ class Layout:
 
 @dataclass
 class Current:
-    """The layout being computed; None between micro-steps. `spare`: rows of filler that every layout has at least."""
+    """The layout being computed; None between micro-steps. `spare`: rows of filler that every layout has at least. `ahead`: what
+    layers have computed for others, which may not have asked for it where a pass failed or was recomputed in part."""
 
     layout: Layout | None = None
     spare: int = 0
+    ahead: dict[Any, Any] = field(default_factory=dict)
 
     def require(self) -> Layout:
         """The layout. Raises RuntimeError outside a micro-step (a mistake of ours)."""
@@ -108,6 +110,8 @@ class Current:
             yield
         finally:
             self.layout = outer
+            if outer is None:
+                self.ahead.clear()
 
 
 def filler(rows: int, spare: int) -> int:
@@ -185,11 +189,15 @@ def _positions(length: int, branches: tuple[int, ...]) -> npt.NDArray[np.int64]:
 
 
 def _mask(length: int, branches: tuple[int, ...], shared: int) -> Tensor:
-    """bool [length, shared + length]: causal, no branch sees another, and all see what is shared."""
+    """fp32 [length, shared + length], 0 or -inf: causal, no branch sees another, and all see what is shared.
+
+    Attention would make it of bools, in every layer and for every span.
+    """
     owner = np.zeros(length, np.int64)
     at = length - sum(branches)
     for number, branch in enumerate(branches, start=1):
         owner[at : at + branch] = number
         at += branch
     visible = (owner[None, :] == 0) | (owner[None, :] == owner[:, None])
-    return torch.from_numpy(np.concatenate([np.ones((length, shared), bool), np.tril(visible)], axis=1))
+    sees = np.concatenate([np.ones((length, shared), bool), np.tril(visible)], axis=1)
+    return torch.from_numpy(np.where(sees, np.float32(0), np.float32(-np.inf)))

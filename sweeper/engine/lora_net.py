@@ -20,7 +20,9 @@ from sweeper.engine.base import EngineSetup
 from sweeper.engine.dropout import set_dropout
 from sweeper.engine.export import adapter_files
 from sweeper.engine.frozen import freeze
-from sweeper.engine.lora import Adapter, LoraLinear, dropout_level, initial_bound
+from sweeper.engine.last import reads_fewer
+from sweeper.engine.lora import Adapter, Group, LoraLinear, initial_bound
+from sweeper.engine.masks import dropout_level
 from sweeper.engine.model import linear_names
 from sweeper.engine.norm import freeze_norms
 from sweeper.engine.optimizer import Row, views
@@ -30,6 +32,9 @@ from sweeper.engine.prefix import open_prefix
 from sweeper.engine.seeds import mix
 from sweeper.engine.steady import is_steady
 from sweeper.engine.targets import resolve_targets
+
+_SAME_INPUT: Mapping[str, str] = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate_up", "up_proj": "gate_up"}
+"""Layers of one module that read the same input, in every family that is known."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,18 @@ class LoraNet:
     def _replace_linears(self, base: str) -> dict[str, LoraLinear]:
         model = self._packed.model
         anchor = torch.empty(0, device=self._packed.device, requires_grad=True)
+        fewer = reads_fewer(model.base_model)
         layers: dict[str, LoraLinear] = {}
-        for index, path in enumerate(linear_names(model)):
+        groups: dict[str, list[LoraLinear]] = {}
+        for path in linear_names(model):
             parent, _, name = path.rpartition(".")
             linear = model.get_submodule(path)
-            layers[path] = LoraLinear(freeze(linear, base), self._packed.current, index, anchor)
+            layers[path] = LoraLinear(freeze(linear, base))
             setattr(model.get_submodule(parent), name, layers[path])
+            group = name if linear is fewer else _SAME_INPUT.get(name, name)
+            groups.setdefault(f"{parent}.{group}", []).append(layers[path])
+        for index, members in enumerate(groups.values()):
+            Group(members, self._packed.current, index, anchor)
         return layers
 
     def begin_with(self, start: npt.NDArray[np.int32]) -> None:

@@ -26,7 +26,7 @@ from sweeper.engine.last import last_layer_at
 from sweeper.engine.layout import Current, Layout, Part, RowInput, build
 from sweeper.engine.model import linear_names, load_model, recompute_activations
 from sweeper.engine.prefix import Prefix
-from sweeper.engine.start import first_asked, shared
+from sweeper.engine.start import asked_bounds, shared
 from sweeper.engine.steady import spare_rows
 
 LabelIds = Sequence[Sequence[int]]
@@ -160,8 +160,9 @@ class PackedModel:
         return [[next(answers) for _ in rows] for _, rows in asked]
 
     def _part(self, slot: int, rows: Sequence[TokenRow], seed: int | None = None) -> Part:
-        count = shared(self.start, [row.ids[: first_asked(row)] for row in rows])
-        return Part(slot, [RowInput(row.ids) for row in rows], seed, count)
+        bounds = [asked_bounds(row) for row in rows]
+        count = shared(self.start, [row.ids[:first] for row, (first, _) in zip(rows, bounds, strict=True)])
+        return Part(slot, [RowInput(row.ids[:last]) for row, (_, last) in zip(rows, bounds, strict=True)], seed, count)
 
     def _layout(self, parts: Sequence[Part], cache: RowCache | None = None) -> Layout:
         return build(parts, self.device, cache, self.current.spare)

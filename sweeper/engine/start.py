@@ -33,10 +33,11 @@ def study_start(sides: Sequence[TokenSet]) -> Ids:
     return np.array(same if len(same) >= FEWEST else [], np.int32)
 
 
-def first_asked(row: TokenRow) -> int:
-    """How many tokens of `row` there are up to the first that predicts something, itself included; all where none does."""
+def asked_bounds(row: TokenRow) -> tuple[int, int]:
+    """How many tokens of `row` there are up to the first that predicts something, and up to the last, themselves included; all
+    where none does. Nothing sees those after the last: the end token, say, is predicted and predicts nothing."""
     predicted = np.flatnonzero(row.target[1:])
-    return int(predicted[0]) + 1 if len(predicted) else len(row.ids)
+    return (int(predicted[0]) + 1, int(predicted[-1]) + 1) if len(predicted) else (len(row.ids), len(row.ids))
 
 
 def shared(start: Ids, asking: Sequence[Ids]) -> int:

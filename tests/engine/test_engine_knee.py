@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sweeper.engine.curve import Curve
+from sweeper.engine.curve import FORMAT, Curve
 from sweeper.engine.knee import Pass, measure_curve, measured_curve, take_turns, work_key
 from sweeper.engine.lora_net import LoraNet
 from sweeper.engine.workload import MOST_TRIALS, Workload, slice_of, workload
@@ -43,7 +43,7 @@ def test_a_curve_survives_json_and_nothing_else_is_one() -> None:
         "[]",
         '{"points": []}',
         '{"format": 0, "points": [[1, 1.0]]}',
-        '{"format": 1, "points": [[2, 1.0], [1, 1.0]]}',
+        f'{{"format": {FORMAT}, "points": [[2, 1.0], [1, 1.0]]}}',
     ):
         with pytest.raises(ValueError, match="no curve"):
             Curve.from_json(text)

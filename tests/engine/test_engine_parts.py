@@ -16,7 +16,7 @@ from sweeper.engine.batch import Batches, cut
 from sweeper.engine.depot import FolderDepot
 from sweeper.engine.evaluate import plan
 from sweeper.engine.head import SLICE, head_losses, target_log_probs
-from sweeper.engine.lora import Drop, dropout_level, keep_mask
+from sweeper.engine.masks import Drop, dropout_level, keep_mask
 from sweeper.engine.optimizer import Row
 from sweeper.engine.schedules import factor
 from sweeper.engine.targets import resolve_targets
