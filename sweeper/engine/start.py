@@ -1,10 +1,13 @@
-"""The tokens that all rows of a study begin with: an instruction, a template's first words. Computed once a chunk, not once a row.
+"""Tokens of a row that need not be computed with it: those that all rows begin with, and those that nothing is predicted from.
+
+What all rows of a study begin with, an instruction or a template's first words, is computed once a chunk, not once a row.
 
 A token sees only those before it, so what all rows begin with has the same states in all of them, and the gradients of its states
 are the sums over the rows: the numbers are those of rows computed whole, but for the order of sums. What is shared is fixed for a
 study (all rows of its training and validation sides begin so), and a chunk of several rows always shares it: what a trial computes
 depends on its own chunk, never on its neighbours. LoRA's dropout draws one mask for such a token, as for any other.
 Attention alone differs: a row's own tokens attend to the shared ones and to themselves (`layout.py`, `attention.py`).
+After the last token that predicts one a row ends: nothing sees what follows. Its end token is predicted, and predicts nothing.
 
 Does not know models. Cost: looking at a side takes 2 ms for each of its shared tokens and a million rows; in a pass a copy of the
 shared keys and values for each row.
@@ -35,7 +38,7 @@ def study_start(sides: Sequence[TokenSet]) -> Ids:
 
 def asked_bounds(row: TokenRow) -> tuple[int, int]:
     """How many tokens of `row` there are up to the first that predicts something, and up to the last, themselves included; all
-    where none does. Nothing sees those after the last: the end token, say, is predicted and predicts nothing."""
+    where none does."""
     predicted = np.flatnonzero(row.target[1:])
     return (int(predicted[0]) + 1, int(predicted[-1]) + 1) if len(predicted) else (len(row.ids), len(row.ids))
 
