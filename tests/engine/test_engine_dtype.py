@@ -105,8 +105,11 @@ def test_losses_are_compared_once_a_node_and_configuration(world: World, tmp_pat
 
 def test_bf16_is_left_where_its_losses_differ() -> None:
     assert Agreement((2.0, 1.0), (2.02, 0.99)).agrees
-    assert str(Agreement((2.0, 1.0), (2.02, 0.99))) == "the losses of 2 steps differ by 1.00% at most, within 2%"
-    assert not Agreement((2.0, 1.0), (2.0, 0.97)).agrees
+    said = "the losses of 2 steps differ by 1.00%, each by 1.00% at most: within 2% in all and 4% for each"
+    assert str(Agreement((2.0, 1.0), (2.02, 0.99))) == said
+    assert Agreement((2.0, 1.0), (2.0, 0.97)).agrees, "one step beyond 2% by rounding"
+    assert not Agreement((2.0, 1.0), (2.0, 0.95)).agrees, "one step too far"
+    assert not Agreement((2.0, 1.0), (2.07, 1.03)).agrees, "all steps somewhat too far"
     assert not Agreement((2.0, 1.0), (2.0, float("nan"))).agrees
 
 
@@ -118,6 +121,6 @@ def test_auto_says_what_was_measured_and_takes_fp32_where_losses_differ(world: W
         chosen = resolve_training(TrainingSpec(), world.model, notice=said.append, data=world.root / "train")
         assert chosen.dtype == dtype
     assert "2.00 times as long" in said[0]
-    assert "differ by 0.00% at most, within 2%" in said[0]
+    assert "differ by 0.00%, each by 0.00% at most: within 2%" in said[0]
     assert "not within 2%" in said[1]
     assert "losses" not in said[2]
