@@ -105,10 +105,12 @@ class Group:
         for segment in self._current.require().segments:
             here = {i: layer.adapters[segment.slot] for i, layer in enumerate(self.layers) if segment.slot in layer.adapters}
             if here:
-                level = next(iter(here.values())).dropout
-                drops = segment.seed is not None and level > 0
-                drop = Drop(segment.start, segment.end, level, mix(segment.seed or 0, self.index)) if drops else None
-                pieces.append(_Piece(slice(segment.start, segment.end), here, drop))
+                one = next(iter(here.values()))
+                drop, gain = None, one.scale
+                if segment.seed is not None and one.dropout > 0:
+                    drop = Drop(segment.start, segment.end, one.dropout, mix(segment.seed, self.index))
+                    gain /= 1 - one.dropout / 256
+                pieces.append(_Piece(slice(segment.start, segment.end), here, gain, drop))
         return pieces
 
 
@@ -118,13 +120,8 @@ class _Piece:
 
     rows: slice
     adapters: dict[int, Adapter]
+    gain: float  # alpha / rank, and what dropout takes away
     drop: Drop | None
-
-    @property
-    def gain(self) -> float:
-        """alpha / rank, and what dropout takes away."""
-        scale = next(iter(self.adapters.values())).scale
-        return scale if self.drop is None else scale / (1 - self.drop.level / 256)
 
     def down(self) -> Tensor:
         """Every A, one below the other [k r, in]."""

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from sweeper.errors import Problem
 from sweeper.spec.models import SweepSpec, TrainingSpec
-from sweeper.spec.space import SEARCHABLE, Dimension, FloatDimension, Value, ValuesDimension, contains, highest
+from sweeper.spec.space import SEARCHABLE, Dimension, FloatDimension, Value, ValuesDimension, contains, ends
 from sweeper.spec.translate import came, problems_of, unknown_dimension
 
 Trust = Callable[[str], bool]
@@ -230,7 +230,7 @@ def largest_batch(spec: SweepSpec) -> int:
 
 def largest(spec: SweepSpec, key: str, default: int) -> int:
     """The largest value of a whole-number `key` that any trial may have, trial 0's `default` included."""
-    return max(size for size in (default, *highest(spec.space.get(key))) if type(size) is int)
+    return max(size for size in (default, *ends(spec.space.get(key))) if type(size) is int)
 
 
 def _enqueue(spec: SweepSpec, trust: Trust) -> Iterator[Problem]:

@@ -115,15 +115,10 @@ def read_dimension(raw: Any) -> FloatDimension | IntDimension | ValuesDimension:
     return _DIMENSION.validate_python(raw)
 
 
-def highest(dimension: Dimension | None) -> list[Value]:
-    """The values that a key may have, or the highest of its range; none where it is not searched."""
+def ends(dimension: Dimension | None) -> list[Value]:
+    """The values that a key may have, or both ends of its range; none where it is not searched."""
     if dimension is None:
         return []
-    return list(dimension.values) if isinstance(dimension, ValuesDimension) else [dimension.high]
-
-
-def ends(dimension: Dimension) -> list[Value]:
-    """The values that a key may have, or both ends of its range."""
     return list(dimension.values) if isinstance(dimension, ValuesDimension) else [dimension.low, dimension.high]
 
 

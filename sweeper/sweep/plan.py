@@ -143,16 +143,15 @@ def _probed(ready: Prepared, frame: Speed, seconds: float) -> tuple[Probe, Speed
 def _ends(plan: StudyPlan) -> dict[str, Mapping[str, ParamValue]]:
     """The default configuration with the smallest batch that the space holds, and with the largest batch and rank; those of the
     default's own batch left out."""
-    smallest, largest = (_changed(plan, keys, pick) for keys, pick in ((["batch_size"], min), (["batch_size", "rank"], max)))
-    ends = {"smallest batch": smallest, "largest batch": largest}
-    return {what: params for what, params in ends.items() if params["batch_size"] != plan.defaults["batch_size"]}
+    smallest, biggest = (_changed(plan, keys, pick) for keys, pick in ((["batch_size"], min), (["batch_size", "rank"], max)))
+    named = {"smallest batch": smallest, "largest batch": biggest}
+    return {what: params for what, params in named.items() if params["batch_size"] != plan.defaults["batch_size"]}
 
 
 def _changed(plan: StudyPlan, keys: Sequence[str], pick: Callable[[list[float]], float]) -> Mapping[str, ParamValue]:
     found = dict(plan.defaults)
     for key in keys:
-        if key in plan.space:
-            found[key] = pick([value for value in (*ends(plan.space[key]), found[key]) if isinstance(value, int | float)])
+        found[key] = pick([value for value in (*ends(plan.space.get(key)), found[key]) if isinstance(value, int | float)])
     return found
 
 

@@ -26,7 +26,7 @@ from sweeper.spec.check_space import largest, largest_batch
 from sweeper.spec.identity import Identity, document, identity
 from sweeper.spec.metrics import METRICS, is_function
 from sweeper.spec.models import SweepSpec, TrainingSpec
-from sweeper.spec.space import highest
+from sweeper.spec.space import ends
 from sweeper.study.budget import Device
 from sweeper.study.plan import StudyPlan, plan_study
 from sweeper.study.read import StudyReader
@@ -80,9 +80,9 @@ class Prepared:
             rungs=max(1, len(self.plan.rungs)),
             largest_rank=largest(spec, "rank", spec.training.rank),
             largest_dropout=max(
-                [spec.training.dropout, *(v for v in highest(spec.space.get("dropout")) if isinstance(v, float | int))]
+                [spec.training.dropout, *(v for v in ends(spec.space.get("dropout")) if isinstance(v, float | int))]
             ),
-            searched_targets=tuple(str(v) for v in highest(spec.space.get("targets"))),
+            searched_targets=tuple(str(v) for v in ends(spec.space.get("targets"))),
             device=device(spec),
             base_name=spec.model.name if _on_hub(spec.model.name) else str(self.model),
         )
@@ -216,7 +216,7 @@ def _training(
         trust_remote_code=spec.model.trust_remote_code,
         notice=notice,
         data=bundle.train,
-        searched_targets=[str(targets) for targets in highest(spec.space.get("targets"))],
+        searched_targets=[str(targets) for targets in ends(spec.space.get("targets"))],
     )
     return training.model_copy(update={"max_length": bundle.max_length})
 
